@@ -1,0 +1,10 @@
+.PHONY: demo test check
+
+demo:
+	@scripts/demo
+
+test:
+	@scripts/test
+
+check:
+	@scripts/check

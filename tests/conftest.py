@@ -1,0 +1,50 @@
+"""Registers the repository as the package `comfyui_multitalk` and offers the tiny set of weights.
+
+The repository root is the package, whatever its folder is called: tests and tools import it as
+`comfyui_multitalk`, the name an installed pack has, and never through the folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from comfyui_multitalk.tests.support.tiny import TinySet
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = "comfyui_multitalk"
+
+
+def _register_package() -> None:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec and spec.origin and Path(spec.origin).resolve() == ROOT / "__init__.py":
+        return  # installed from this very folder
+    spec = importlib.util.spec_from_file_location(
+        PACKAGE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACKAGE] = module
+    spec.loader.exec_module(module)
+
+
+_register_package()
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """Give the root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinySet:
+    """Give the tiny set of weights: every file kind, real formats, untrained."""
+    from comfyui_multitalk.tests.support.tiny import tiny_set
+
+    return tiny_set(tmp_path_factory.getbasetemp())
