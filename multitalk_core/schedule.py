@@ -1,0 +1,44 @@
+"""The flow-matching schedule: timesteps with shift, Euler steps, and noising of known latents.
+
+Used by `sampler.sample`; follows `timestep_transform` and `add_noise` of MultiTalk
+`wan/multitalk.py`. Timesteps run from 1000 (noise) to 0 (clean); the model predicts the velocity
+v = noise - clean. Formulas only, on whatever device and dtype the tensors have.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+NUM_TIMESTEPS = 1000
+"""The timestep of pure noise."""
+
+
+def timesteps(steps: int, *, shift: float) -> tuple[float, ...]:
+    """Give the timesteps of a run: `steps` from 1000 down to near 1, shifted, and a final 0.
+
+    Args:
+        steps: Sampling steps.
+        shift: Above 1, more steps are spent where there is much noise.
+
+    Returns:
+        `steps + 1` falling numbers; step i goes from entry i to entry i + 1.
+    """
+    spacing = (NUM_TIMESTEPS - 1) / max(steps - 1, 1)
+    levels = [(NUM_TIMESTEPS - spacing * i) / NUM_TIMESTEPS for i in range(steps)] + [0.0]
+    return tuple(NUM_TIMESTEPS * shift * u / (1 + (shift - 1) * u) for u in levels)
+
+
+def euler_step(latents: Tensor, velocity: Tensor, *, now: float, later: float) -> Tensor:
+    """Follow the velocity from timestep `now` to timestep `later`."""
+    return latents - velocity * ((now - later) / NUM_TIMESTEPS)
+
+
+def clean_estimate(latents: Tensor, velocity: Tensor, *, now: float) -> Tensor:
+    """Give the clean latents that the velocity at timestep `now` points to."""
+    return euler_step(latents, velocity, now=now, later=0.0)
+
+
+def add_noise(clean: Tensor, noise: Tensor, *, timestep: float) -> Tensor:
+    """Bring clean latents to the noise level of a timestep."""
+    level = timestep / NUM_TIMESTEPS
+    return (1 - level) * clean + level * noise
