@@ -1,0 +1,1 @@
+"""GGUF and safetensors weights files to torch; knows nothing of MultiTalk or ComfyUI."""

@@ -1,0 +1,240 @@
+"""Weights files, GGUF and safetensors, behind one interface.
+
+    with open_weights("wan2.1-i2v-14b-480p-Q4_K_M.gguf") as file:
+        weight = file.dequantize("blocks.0.self_attn.q.weight", torch.bfloat16)
+
+The kind is told by content. Opening reads the header only; tensors are read one at a time into
+memory of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reader, safetensors_header
+from .dequant import dequantize
+from .errors import GGUFError
+from .names import check_complete, logical_shapes, stripped_names
+from .source import Source
+from .types import PLAIN_DTYPES, TYPES_BY_NAME, Header, StoredTensor
+
+_HEAD_COUNT_KEY = "wan.attention.head_count"
+_LEAST_BYTES = {"gguf": 24, "safetensors": 10}
+_WRONG_KINDS = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the weights. Run `git lfs pull`."),
+    (b"FUGG", "a big-endian GGUF file. Convert it to little endian."),
+    (b"lmgg", "a legacy GGML file. Get the model as GGUF version 2 or 3."),
+    (b"fmgg", "a legacy GGMF file. Get the model as GGUF version 2 or 3."),
+    (b"tjgg", "a legacy GGJT file. Get the model as GGUF version 2 or 3."),
+    (b"algg", "a legacy GGLA file. Get the model as GGUF version 2 or 3."),
+    (b"PK\x03\x04", "a PyTorch pickle checkpoint (or a zip). Convert it to safetensors."),
+    (b"\x80", "a Python pickle, which can run code. Convert it to safetensors."),
+    (b"\x1f\x8b", "a gzip archive. Unpack it."),
+)
+
+
+class TensorInfo(NamedTuple):
+    """What is known of a tensor without reading it.
+
+    Attributes:
+        name: Name without the wrapper's prefix.
+        shape: Logical shape, torch order.
+        type: Storage type: `"Q4_K"`, `"BF16"`, `"F8_E4M3"` ...
+        nbytes: Bytes in the file.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    type: str
+    nbytes: int
+
+    @property
+    def num_elements(self) -> int:
+        """Number of weights."""
+        return math.prod(self.shape)
+
+
+class WeightsFile:
+    """An opened weights file.
+
+    Attributes:
+        path: The file.
+        format: `"gguf"` or `"safetensors"`.
+        metadata: Values of the header; GGUF arrays are read on access and come as tuples.
+        tensors: Tensors in file order, by name without the wrapper's prefix.
+    """
+
+    def __init__(
+        self, source: Source, header: Header, *, format: Literal["gguf", "safetensors"]
+    ) -> None:
+        """Bring names and shapes of a parsed header to the model's own; use `open_weights`."""
+        self.path = source.path
+        self.format = format
+        self.metadata = header.metadata
+        self._source = source
+        self._closed = False
+        names = stripped_names((t.name for t in header.tensors), path=source.path)
+        self._stored = {names[t.name]: t for t in header.tensors}
+        if format == "gguf":
+            check_complete(self._stored, path=source.path)
+        shapes = logical_shapes({name: t.shape for name, t in self._stored.items()})
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
+            {
+                name: TensorInfo(name, shapes[name], t.type, t.nbytes)
+                for name, t in self._stored.items()
+            }
+        )
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Logical shape of every tensor."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
+    @property
+    def num_heads(self) -> int | None:
+        """Number of attention heads, if the file says it.
+
+        Raises:
+            GGUFError: If the file says something that is no number of heads.
+        """
+        value = self.metadata.get(_HEAD_COUNT_KEY) if self.format == "gguf" else self._text_heads()
+        if value is None:
+            return None
+        if type(value) is not int or not 1 <= value <= 65_536:
+            raise GGUFError(
+                f"the number of attention heads is {str(value)[:40]!r}; a whole number above 0 is "
+                "needed. Correct the file's metadata.",
+                path=self.path,
+            )
+        return value
+
+    def _text_heads(self) -> object:
+        """Read `num_heads`, or `model.num_heads` of a JSON `config`, from safetensors metadata."""
+        text = self.metadata.get("num_heads")
+        if isinstance(text, str):
+            return int(text) if text.isascii() and text.isdigit() and len(text) < 9 else text
+        config = self.metadata.get("config")
+        try:
+            parsed = json.loads(config) if isinstance(config, str) else None
+        except (ValueError, RecursionError):
+            return None  # other tools keep other things under this key
+        model = parsed.get("model") if isinstance(parsed, dict) else None
+        return model.get("num_heads") if isinstance(model, dict) else None
+
+    def read(self, name: str) -> Tensor:
+        """Read a tensor as it is stored, into memory of its own on the CPU.
+
+        Args:
+            name: A key of `tensors`.
+
+        Returns:
+            Packed types: the bytes, uint8 `(rows, row_bytes)`. Plain types: the tensor in the
+            dtype and shape of the file.
+
+        Raises:
+            GGUFError: If there is no such tensor, or the file has changed since it was opened.
+        """
+        stored = self._find(name)
+        data = self._source.read_tensor(stored.offset, stored.nbytes, tensor=stored.name)
+        if stored.type in PLAIN_DTYPES:
+            return data.view(PLAIN_DTYPES[stored.type]).reshape(self.tensors[name].shape)
+        ggml = TYPES_BY_NAME[stored.type]
+        row_len = self.tensors[name].shape[-1]
+        if row_len % ggml.block:  # a converter refolded it into rows that divide
+            row_len = ggml.block
+        return data.reshape(-1, row_len // ggml.block * ggml.bytes)
+
+    def dequantize(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Read and decode a tensor.
+
+        Args:
+            name: A key of `tensors`.
+            dtype: Result type.
+
+        Returns:
+            The weights in their logical shape, on the CPU.
+
+        Raises:
+            GGUFError: If there is no such tensor, or the file has changed since it was opened.
+        """
+        packed = self.read(name)
+        info = self.tensors[name]
+        return dequantize(packed, info.type, info.shape, dtype)
+
+    def close(self) -> None:
+        """Refuse further reads; the file itself is open only during a read."""
+        self._closed = True
+
+    def __enter__(self) -> WeightsFile:
+        """Return the file itself."""
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    def _find(self, name: str) -> StoredTensor:
+        if self._closed:
+            raise self._source.error(f"tensor {name!r} was asked for after the file was closed.")
+        if name not in self._stored:
+            raise self._source.error(f"there is no tensor {name!r} in this file.", tensor=name)
+        return self._stored[name]
+
+
+def open_weights(path: str | Path) -> WeightsFile:
+    """Open a GGUF or safetensors file, whatever its name ends in.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The file with its header parsed and checked; no tensor has been read.
+
+    Raises:
+        GGUFError: If the file is missing, damaged, cut short or of another kind; the message says
+            which, on one line.
+    """
+    source = Source(path)
+    kind = _kind(source)
+    if source.size < _LEAST_BYTES[kind]:
+        raise source.error(
+            f"truncated download: the file ends after {source.size} bytes, inside the {kind} "
+            "header. Download the file again."
+        )
+    parse = reader.read_header if kind == "gguf" else safetensors_header.read_header
+    return WeightsFile(source, parse(source), format=kind)
+
+
+def _kind(source: Source) -> Literal["gguf", "safetensors"]:
+    """Tell the two kinds apart, and name what else people have called .gguf."""
+    head = source.read(0, min(source.size, 64))
+    if not head:
+        raise source.error("the file is empty: the download failed. Download it again.")
+    if head[:4] == b"GGUF":
+        return "gguf"
+    if head[8:9] == b"{" and head[:2] != b"PK":
+        return "safetensors"
+    for magic, what in _WRONG_KINDS:
+        if head.startswith(magic):
+            raise source.error(f"this is {what}")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        raise source.error("this is a web page: the download failed. Download the file again.")
+    if text.startswith((b"{", b"[")):
+        raise source.error("this is JSON text, not weights. Download the weights file itself.")
+    raise source.error(
+        f"this is neither GGUF nor safetensors (it starts with {head[:8]!r}). Download it again."
+    )

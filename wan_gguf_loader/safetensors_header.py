@@ -1,0 +1,101 @@
+"""Safetensors headers, checked like GGUF ones: 8 bytes of length, JSON, data without gaps."""
+
+from __future__ import annotations
+
+import json
+import math
+
+from .source import Source
+from .types import PLAIN_DTYPES, Header, StoredTensor
+
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
+
+
+def read_header(source: Source) -> Header:
+    """Parse and check the header of a safetensors file.
+
+    Args:
+        source: A file whose ninth byte is `{`.
+
+    Returns:
+        The `__metadata__` strings, and every tensor with a position that lies inside the file.
+
+    Raises:
+        GGUFError: If the header is damaged or contradicts the file's size.
+    """
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > min(source.size - 8, _MAX_HEADER):
+        raise source.error(
+            f"the safetensors header claims {length} bytes but the file has {source.size}: it is a "
+            "truncated download or damaged. Download the file again."
+        )
+    try:
+        parsed = json.loads(source.read(8, length), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as reason:
+        detail = " ".join(str(reason).split())[:120]
+        raise source.error(f"the safetensors header is damaged ({detail}).", offset=8) from reason
+    if not isinstance(parsed, dict):
+        raise source.error("the safetensors header is damaged (not a JSON object).", offset=8)
+    metadata = parsed.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise source.error("the safetensors header is damaged (its metadata is not text).")
+    tensors = tuple(_entry(name, entry, source, 8 + length) for name, entry in parsed.items())
+    _check_extents(tensors, source, data_start=8 + length)
+    return Header(metadata, tensors)
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return result
+
+
+def _entry(name: str, entry: object, source: Source, data_start: int) -> StoredTensor:
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise source.error(f"the entry of tensor {name!r} is damaged.", tensor=name)
+    kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(kind, str) or kind not in PLAIN_DTYPES:
+        known = ", ".join(PLAIN_DTYPES)
+        raise source.error(
+            f"tensor {name!r} has the unknown type {str(kind)[:40]!r}. Known types: {known}.",
+            tensor=name,
+        )
+    if not _is_naturals(shape) or not _is_naturals(offsets) or len(offsets) != 2:
+        raise source.error(f"the shape or position of tensor {name!r} is damaged.", tensor=name)
+    begin, end = offsets
+    needed = math.prod(shape) * PLAIN_DTYPES[kind].itemsize
+    if end - begin != needed:
+        raise source.error(
+            f"tensor {name!r} ({kind}, shape {shape}) needs {needed} bytes but its position spans "
+            f"{end - begin}: the header is damaged.",
+            tensor=name,
+        )
+    if data_start + end > source.size:
+        raise source.error(
+            f"truncated download: tensor {name!r} ({kind}) needs the file to have "
+            f"{data_start + end} bytes, it has {source.size}. Download the file again.",
+            tensor=name,
+            offset=data_start + begin,
+        )
+    return StoredTensor(name, kind, tuple(shape), data_start + begin, needed)
+
+
+def _is_naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+
+
+def _check_extents(tensors: tuple[StoredTensor, ...], source: Source, *, data_start: int) -> None:
+    """Every byte must belong to exactly one tensor, as the format demands."""
+    end = data_start
+    for tensor in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
+        if tensor.offset != end:
+            raise source.error(
+                f"tensor {tensor.name!r} starts at byte {tensor.offset}, {end} is needed: tensors "
+                "overlap or leave a gap. The header is damaged.",
+                tensor=tensor.name,
+                offset=tensor.offset,
+            )
+        end += tensor.nbytes
+    if end != source.size:
+        raise source.error(f"{source.size - end} bytes belong to no tensor: the file is damaged.")

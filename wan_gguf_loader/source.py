@@ -1,0 +1,119 @@
+"""A file on disk that may be cut short or replaced at any moment.
+
+Bytes are read, never mapped: a mapped file that shrinks kills the process (SIGBUS), a read comes up
+short. The file is open only during a read; size, modification time and inode must be those of the
+first look.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import GGUFError
+
+_MAX_READ_BYTES = 1 << 28  # macOS refuses a single read of 2 GiB
+
+
+class _Stamp(NamedTuple):
+    size: int
+    mtime_ns: int
+    inode: int
+    device: int
+
+    @staticmethod
+    def of(stat: os.stat_result) -> _Stamp:
+        return _Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev)
+
+
+class Source:
+    """Reads byte ranges of one unchanging file.
+
+    Attributes:
+        path: The file.
+        size: Its length in bytes.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Look at the file.
+
+        Raises:
+            GGUFError: If there is no such file or it cannot be read.
+        """
+        self.path = Path(path)
+        try:
+            if self.path.is_dir():
+                raise self.error("this is a folder. Choose a .gguf or .safetensors file.")
+            with open(self.path, "rb", buffering=0) as file:
+                self._stamp = _Stamp.of(os.fstat(file.fileno()))
+        except (OSError, ValueError) as reason:
+            if isinstance(reason, GGUFError):
+                raise
+            raise self.error(f"the file cannot be opened ({_reason(reason)}).") from reason
+        self.size = self._stamp.size
+
+    def error(
+        self, message: str, *, tensor: str | None = None, offset: int | None = None
+    ) -> GGUFError:
+        """Build an error that names this file."""
+        return GGUFError(message, path=self.path, tensor=tensor, offset=offset)
+
+    def read(self, offset: int, nbytes: int, *, tensor: str | None = None) -> bytes:
+        """Return `nbytes` bytes from `offset`; both must lie inside the file.
+
+        Raises:
+            GGUFError: If the file has changed since it was opened, or cannot be read.
+        """
+        buffer = bytearray(nbytes)
+        self._read_into(memoryview(buffer), offset, tensor)
+        return bytes(buffer)
+
+    def read_tensor(self, offset: int, nbytes: int, *, tensor: str) -> Tensor:
+        """Return `nbytes` bytes from `offset` as a new uint8 tensor that owns its memory.
+
+        Raises:
+            GGUFError: If the file has changed since it was opened, or cannot be read.
+        """
+        data = torch.empty(nbytes, dtype=torch.uint8)
+        if nbytes:
+            self._read_into(memoryview(data.numpy().data), offset, tensor)
+        return data
+
+    def _read_into(self, view: memoryview, offset: int, tensor: str | None) -> None:
+        done = 0
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                if _Stamp.of(os.fstat(file.fileno())) != self._stamp:
+                    raise self.error(
+                        "the file was changed or replaced after it was opened. Load it again.",
+                        tensor=tensor,
+                    )
+                file.seek(offset)
+                while done < len(view):
+                    count = file.readinto(view[done : done + _MAX_READ_BYTES])
+                    if not count:
+                        break
+                    done += count
+        except OSError as reason:
+            raise self.error(
+                f"the file could be opened before but cannot be read now ({_reason(reason)}).",
+                tensor=tensor,
+                offset=offset,
+            ) from reason
+        if done < len(view):
+            raise self.error(
+                f"the file ends at byte {offset + done} but {offset + len(view)} are needed: it "
+                "was truncated while being read. Load it again.",
+                tensor=tensor,
+                offset=offset + done,
+            )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    return getattr(error, "strerror", None) or str(error)
