@@ -1,0 +1,157 @@
+"""Reads what a source file imports, wherever in it, and says what the import rule forbids."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator, Set
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+PACKAGE = "comfyui_multitalk"
+HOST_MODULES = frozenset(
+    {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "latent_preview"}
+    | {"node_helpers", "nodes", "server"}
+)
+_UNREADABLE = "<computed name>"
+_ROOMS = frozenset({"multitalk_core", "wan_gguf_loader", "nodes", "standalone"})
+_STANDALONE = frozenset(
+    {"av", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "sentencepiece"}
+    | {"tokenizers", "torch", "tqdm", "transformers"}
+)
+_STDLIB_ONLY = frozenset({"errors", "config", "geometry", "segments"})
+_CORE_EXTRAS = {
+    "audio": {"numpy", "librosa", "pyloudnorm"},
+    "audio_features": {"transformers"},
+    "weights": {"safetensors"},
+}
+# Low to high; a module may import its own level and those below.
+_CORE_LEVELS = (
+    {"errors", "config", "geometry", "segments"},
+    {"protocols"},
+    {"image", "color", "audio", "masks", "lrope", "kernels"},
+    {"attention", "audio_features", "audio_tokens"},
+    {"dit", "schedule", "guidance", "weights"},
+    {"conditioning", "sampler"},
+    {"pipeline"},
+)
+_LEVEL = {name: level for level, names in enumerate(_CORE_LEVELS) for name in names}
+
+
+class Import(NamedTuple):
+    """One imported name; our own are spelled from the package's name on."""
+
+    name: str
+    line: int
+    relative: bool
+
+
+class _Rule(NamedTuple):
+    own: Set[str]  # rooms of the pack
+    foreign: Set[str]  # top-level packages beside the standard library
+
+
+def violations(source: str, *, place: str) -> list[str]:
+    """Say what the import rule forbids in one file.
+
+    Args:
+        source: Text of the file.
+        place: Where it stands, relative to the repository, with forward slashes.
+
+    Returns:
+        One line for each offence.
+    """
+    path = PurePosixPath(place)
+    found = [
+        f"{place}:{item.line}: {offence}"
+        for item in imports(source, place=place)
+        if (offence := _offence(item, path))
+    ]
+    if path.parts[0] == "multitalk_core" and _module(path) not in {*_LEVEL, "__init__"}:
+        found.append(f"{place}: has no level yet; give it one in tests/support/imports.py")
+    return found
+
+
+def imports(source: str, *, place: str) -> Iterator[Import]:
+    """Give every import of a file: at the top, in functions, under conditions, by `importlib`."""
+    package = (PACKAGE, *PurePosixPath(place).parent.parts)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, node.lineno, relative=False)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join((*start, *filter(None, [node.module])))
+            for alias in node.names:
+                yield Import(f"{base}.{alias.name}", node.lineno, relative=bool(node.level))
+        elif isinstance(node, ast.Call) and _imports_by_call(node.func):
+            known = node.args and isinstance(node.args[0], ast.Constant)
+            name = str(node.args[0].value) if known else _UNREADABLE  # type: ignore[attr-defined]
+            yield Import(name, node.lineno, relative=False)
+
+
+def source_files(root: Path) -> list[Path]:
+    """Give the files the rule speaks of."""
+    rooms = (*sorted(_ROOMS), "tests/unit", "tests/parity")
+    return [root / "__init__.py", *(file for room in rooms for file in (root / room).rglob("*.py"))]
+
+
+def _imports_by_call(function: ast.expr) -> bool:
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    return name in {"__import__", "import_module"}
+
+
+def _offence(item: Import, path: PurePosixPath) -> str | None:
+    top, *inner = item.name.split(".")
+    if path.parts[0] == "tests":
+        return f"tests here run without ComfyUI, not with {top}" if top in HOST_MODULES else None
+    if item.name == _UNREADABLE:
+        return "imports a name that only running it would tell"
+    if top == PACKAGE:
+        return _own_offence(item, path, inner)
+    if top in sys.stdlib_module_names or top in _rule(path).foreign:
+        return None
+    return f"{_room(path)} may not import {top}"
+
+
+def _own_offence(item: Import, path: PurePosixPath, inner: list[str]) -> str | None:
+    if not item.relative:
+        return f"imports {item.name} by name; ComfyUI knows the pack by another, so use dots"
+    room = inner[0] if inner else ""
+    if room not in _rule(path).own:
+        return f"{_room(path)} may not import {room or 'the root of the pack'}"
+    if path.parts[0] != "multitalk_core":
+        return None
+    own, other = _module(path), inner[1] if len(inner) > 1 else ""
+    if own in _STDLIB_ONLY and other not in _STDLIB_ONLY:
+        return f"{own} may not import {other or room}"
+    if own in _LEVEL and _LEVEL.get(other, len(_LEVEL)) > _LEVEL[own]:
+        return f"{own} stands below {other or room} and may not import it"
+    return None
+
+
+def _room(path: PurePosixPath) -> str:
+    return path.parts[0] if len(path.parts) > 1 else "the root"
+
+
+def _module(path: PurePosixPath) -> str:
+    return path.with_suffix("").parts[1]
+
+
+def _rule(path: PurePosixPath) -> _Rule:
+    room = _room(path)
+    if room == "the root":
+        return _Rule({"nodes"}, {"comfy_api"})
+    if room == "nodes":
+        bridge = {"comfy", "folder_paths", "node_helpers", "latent_preview"}
+        extra = bridge if _module(path) == "host" else set()
+        own = {"nodes", "multitalk_core", "wan_gguf_loader"}
+        return _Rule(own, {"torch", "comfy_api"} | extra)
+    if room == "standalone":
+        return _Rule({room, "multitalk_core", "wan_gguf_loader"}, _STANDALONE)
+    if room == "wan_gguf_loader":
+        return _Rule({room}, {"torch", "numpy", "safetensors", "gguf"})
+    own_module = _module(path)
+    if own_module in _STDLIB_ONLY:
+        return _Rule({room}, set())
+    return _Rule({room}, {"torch"} | _CORE_EXTRAS.get(own_module, set()))
