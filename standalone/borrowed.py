@@ -1,0 +1,96 @@
+"""Borrowed models: classes of `diffusers` and `transformers`, filled from a weights file.
+
+Their configurations come from tensor shapes and their weights from `wan_gguf_loader`, so nothing is
+looked up on a hub. They rest in main memory and visit the device only while they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..multitalk_core.errors import WeightsError
+from ..wan_gguf_loader.files import WeightsFile
+
+_SCALE_SUFFIXES = (".scale_weight", ".weight_scale", ".weight_scale_2", "scaled_fp8")
+
+
+def fill(
+    model: nn.Module,
+    file: WeightsFile,
+    *,
+    names: Mapping[str, str],
+    dtype: torch.dtype,
+) -> None:
+    """Give a model built on the meta device its weights.
+
+    Args:
+        model: A model whose parameters lie on the meta device.
+        file: Where the weights are; tensors that `names` does not mention are left alone.
+        names: The model's state-dict names to the file's names.
+        dtype: Type of every floating-point weight.
+
+    Raises:
+        WeightsError: If a tensor is missing, has another shape, or needs scales to be read.
+    """
+    require_unscaled(file)
+    expected = model.state_dict()
+    absent = [names[name] for name in expected if names[name] not in file.tensors]
+    if absent:
+        raise WeightsError(
+            f"{file.path.name} lacks {len(absent)} of the {len(expected)} tensors that "
+            f"{type(model).__name__} needs ({', '.join(absent[:3])} ...). Get the whole file."
+        )
+    tensors: dict[str, Tensor] = {}
+    for name, meta in expected.items():
+        info = file.tensors[names[name]]
+        if info.shape != tuple(meta.shape):
+            raise WeightsError(
+                f"{file.path.name}: {info.name} is {_by(info.shape)}, but the rest of the file "
+                f"asks for {_by(tuple(meta.shape))}. Get a file of the usual layout."
+            )
+        tensors[name] = file.dequantize(info.name, dtype)
+    model.load_state_dict(tensors, assign=True)
+    model.requires_grad_(False)
+    model.eval()
+
+
+def require_unscaled(file: WeightsFile) -> None:
+    """Refuse a file whose weights mean nothing without the scales stored beside them.
+
+    Raises:
+        WeightsError: If the file holds scaled fp8 weights.
+    """
+    if any(name.endswith(_SCALE_SUFFIXES) for name in file.tensors):
+        raise WeightsError(
+            f"{file.path.name} holds scaled fp8 weights, which this place cannot read. "
+            "Get the fp16 or bf16 file of the same model."
+        )
+
+
+def count_layers(file: WeightsFile, prefix: str) -> int:
+    """Count the numbered layers whose names start with `prefix`, such as `encoder.layers.`."""
+    numbers = {
+        name[len(prefix) :].split(".", 1)[0] for name in file.tensors if name.startswith(prefix)
+    }
+    return len(numbers)
+
+
+@contextmanager
+def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Hold a model on the device for a `with` block; it goes back to main memory at its end."""
+    try:
+        model.to(device)
+        yield
+    finally:
+        if device.type != "cpu":
+            model.to("cpu")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a single number"

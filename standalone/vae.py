@@ -1,0 +1,133 @@
+"""The video VAE of the command: diffusers' `AutoencoderKLWan`, sizes from shapes.
+
+Wan's own files number all layers in one list (`decoder.upsamples.7.resample.1.weight`); diffusers'
+class groups them (`decoder.up_blocks.1.upsamplers.0.resample.1.weight`). Both are read:
+`original_name` is the map. Latents are normalised per channel with the class's own Wan constants;
+encoding takes the mode, so it is deterministic.
+Follows `WanVAE` in MultiTalk `wan/modules/vae.py`.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from diffusers import AutoencoderKLWan
+from torch import Tensor
+
+from ..multitalk_core.errors import WeightsError
+from ..wan_gguf_loader.files import WeightsFile
+from .borrowed import fill, on_device
+
+_LATENT_CHANNELS = 16
+_LAYERS_PER_UP_BLOCK = 4
+"""Three residual layers and an upsampler: how diffusers cuts Wan's flat list of decoder layers."""
+
+_ORIGINAL_PARTS = (
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+    (r"\.conv_in\.", ".conv1."),
+    (r"\.norm_out\.", ".head.0."),
+    (r"\.conv_out\.", ".head.2."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"\.down_blocks\.", ".downsamples."),
+    (r"\.norm1\.", ".residual.0."),
+    (r"(?<=\d)\.conv1\.", ".residual.2."),
+    (r"\.norm2\.", ".residual.3."),
+    (r"\.conv2\.", ".residual.6."),
+    (r"\.conv_shortcut\.", ".shortcut."),
+)
+_UP_BLOCK = re.compile(r"\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.")
+
+
+class WanVAE:
+    """A `VideoVAE` that visits `device` only while it encodes or decodes.
+
+    Attributes:
+        model: The autoencoder.
+        mean: Of each latent channel, `(16,)`.
+        std: Standard deviation of each latent channel, `(16,)`.
+    """
+
+    def __init__(self, model: AutoencoderKLWan, *, device: torch.device) -> None:
+        self.model = model
+        self._device = device
+        self.mean = torch.tensor(model.config["latents_mean"])
+        self.std = torch.tensor(model.config["latents_std"])
+
+    @torch.inference_mode()
+    def encode(self, video: Tensor) -> Tensor:
+        """Turn frames `(1, 3, T, H, W)` in [-1, 1] into latents `(1, 16, F, H/8, W/8)`, float32."""
+        with on_device(self.model, self._device):
+            moved = video.to(self._device, self.model.dtype)
+            latents: Tensor = self.model.encode(moved).latent_dist.mode().float()
+            return (latents - _spread(self.mean, latents)) / _spread(self.std, latents)
+
+    @torch.inference_mode()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(1, 16, F, h, w)` into float32 frames `(1, 3, 4F - 3, 8h, 8w)` in [-1, 1]."""
+        with on_device(self.model, self._device):
+            plain = latents.to(self._device, torch.float32)
+            plain = plain * _spread(self.std, plain) + _spread(self.mean, plain)
+            frames: Tensor = self.model.decode(plain.to(self.model.dtype)).sample
+            return frames.float()
+
+
+def load_vae(file: WeightsFile, *, device: torch.device, dtype: torch.dtype) -> WanVAE:
+    """Build the VAE of a file with Wan's or diffusers' tensor names.
+
+    Args:
+        file: An open Wan2.1 VAE of any width.
+        device: Where it computes; it rests in main memory.
+        dtype: Type it computes in.
+
+    Raises:
+        WeightsError: If the file is no Wan2.1 VAE.
+    """
+    original = "encoder.conv1.weight" in file.tensors
+
+    def stored(name: str) -> str:
+        return original_name(name) if original else name
+
+    def width(name: str) -> int:
+        if stored(name) not in file.tensors:
+            raise WeightsError(
+                f"{file.path.name} is no Wan VAE: it has no tensor {stored(name)!r}. "
+                "Get wan_2.1_vae.safetensors."
+            )
+        return file.tensors[stored(name)].shape[0]
+
+    channels = width("post_quant_conv.weight")
+    if channels != _LATENT_CHANNELS:
+        raise WeightsError(
+            f"{file.path.name} is a VAE of {channels} latent channels; Wan2.1 needs one of "
+            f"{_LATENT_CHANNELS}. Get wan_2.1_vae.safetensors."
+        )
+    with torch.device("meta"):
+        model = AutoencoderKLWan(
+            base_dim=width("encoder.conv_in.weight"),
+            decoder_base_dim=width("decoder.norm_out.gamma"),
+            z_dim=channels,
+        )
+    fill(model, file, names={name: stored(name) for name in model.state_dict()}, dtype=dtype)
+    return WanVAE(model, device=device)
+
+
+def original_name(name: str) -> str:
+    """Turn a tensor name of diffusers' class into the one of Wan's own files."""
+    name = _UP_BLOCK.sub(_flat_layer, name)
+    for pattern, replacement in _ORIGINAL_PARTS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _flat_layer(match: re.Match[str]) -> str:
+    block, kind, layer = match.groups()
+    offset = _LAYERS_PER_UP_BLOCK - 1 if kind == "upsamplers" else int(layer)
+    return f".upsamples.{int(block) * _LAYERS_PER_UP_BLOCK + offset}."
+
+
+def _spread(channels: Tensor, like: Tensor) -> Tensor:
+    return channels.to(like).view(1, -1, 1, 1, 1)
