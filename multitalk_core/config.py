@@ -1,0 +1,160 @@
+"""Settings of the method as frozen dataclasses: the model's sizes and one run's sampling choices.
+
+Sizes follow `WanModel` and `AudioProjModel` in MultiTalk `wan/modules/multitalk_model.py`; the sampling
+defaults are those of its command line at 480p. Stdlib only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import InputError, WeightsError
+
+Method = Literal["multitalk", "infinitetalk"]
+
+FPS = 25
+"""Video frames, and audio features, per second: a constant of the model."""
+
+AUDIO_WINDOW = 5
+"""Audio features seen around one video frame (80 ms either way)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AudioConfig:
+    """Sizes of the adapter's audio branch.
+
+    Attributes:
+        layers: Wav2Vec2 layers stacked per feature (12 for base models).
+        channels: Width of one Wav2Vec2 layer (768 for base models).
+        hidden_dim: Width inside the audio projection.
+        num_tokens: Audio tokens per speaker and latent frame.
+        token_dim: Width of one audio token.
+        norm_tokens: Whether the projection ends in a layer norm.
+        norm_visual: Whether video tokens are normalised before they attend to audio (`norm_x`).
+    """
+
+    layers: int = 12
+    channels: int = 768
+    hidden_dim: int = 512
+    num_tokens: int = 32
+    token_dim: int = 768
+    norm_tokens: bool = True
+    norm_visual: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Sizes of the Wan2.1 image-to-video transformer; `audio` is `None` without an adapter.
+
+    Attributes:
+        dim: Token width D.
+        ffn_dim: Width inside the feed-forward layers.
+        num_heads: Attention heads A; `dim / num_heads` is the head width and must be even.
+        num_layers: Transformer blocks.
+        in_channels: Latent channels in: 16 noisy + 4 mask + 16 condition.
+        out_channels: Latent channels out.
+        text_dim: Width of a text token.
+        text_len: Text tokens; shorter prompts are padded with zero rows.
+        image_dim: Width of a CLIP image token.
+        freq_dim: Width of the sinusoidal time embedding.
+        eps: Epsilon of every norm inside the blocks.
+        audio: Sizes of the audio branch, or `None` for the base model alone.
+    """
+
+    dim: int = 5120
+    ffn_dim: int = 13824
+    num_heads: int = 40
+    num_layers: int = 40
+    in_channels: int = 36
+    out_channels: int = 16
+    text_dim: int = 4096
+    text_len: int = 512
+    image_dim: int = 1280
+    freq_dim: int = 256
+    eps: float = 1e-6
+    audio: AudioConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_heads <= 0 or self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise WeightsError(
+                f"A width of {self.dim} cannot be split into {self.num_heads} heads of even width. "
+                "Give the head count in the file's metadata ('wan.attention.head_count' in a GGUF, "
+                "'num_heads' in a safetensors file)."
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.num_heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApgConfig:
+    """Adaptive projected guidance (arXiv 2410.02416), as upstream's `--use_apg`.
+
+    Attributes:
+        momentum: Weight of the running average; negative pushes away from it.
+        norm_threshold: Largest norm of the guidance difference; 0 leaves it as it is.
+    """
+
+    momentum: float = -0.75
+    norm_threshold: float = 55.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """How one video is sampled. Defaults are upstream's for 480p.
+
+    Attributes:
+        method: Which upstream loop the adapter was trained for; the weights look alike.
+        steps: Sampling steps per segment.
+        shift: Shift of the flow-matching schedule.
+        text_guidance: Scale of the text guidance; 1 leaves it out.
+        audio_guidance: Scale of the audio guidance; 1 leaves it out.
+        audio_strength: Multiplier of the audio branch; 0 is the base model.
+        segment_frames: Video frames sampled at once, 4n + 1.
+        motion_frames: Frames a later segment takes over from the one before, 4n + 1.
+        color_match: How far each frame's colours are pulled to the photo's, 0 to 1.
+        apg: Adaptive projected guidance, or `None` for plain guidance.
+    """
+
+    method: Method = "multitalk"
+    steps: int = 40
+    shift: float = 7.0
+    text_guidance: float = 5.0
+    audio_guidance: float = 4.0
+    audio_strength: float = 1.0
+    segment_frames: int = 81
+    motion_frames: int = 25
+    color_match: float = 1.0
+    apg: ApgConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in ("multitalk", "infinitetalk"):
+            raise InputError(
+                f"Method {self.method!r} is unknown. Choose 'multitalk' or 'infinitetalk', "
+                "the one your adapter was trained for."
+            )
+        for name, least, most in (
+            ("steps", 1, 1000),
+            ("shift", 0.01, 100),
+            ("text_guidance", 0, 100),
+            ("audio_guidance", 0, 100),
+            ("audio_strength", 0, 10),
+            ("color_match", 0, 1),
+        ):
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise InputError(f"`{name}` is {value}; it must lie between {least} and {most}.")
+        for name in ("segment_frames", "motion_frames"):
+            value = getattr(self, name)
+            if value < 1 or value % 4 != 1:
+                raise InputError(
+                    f"`{name}` is {value}; it must be 4n + 1, such as {4 * max(value // 4, 1) + 1}."
+                )
+        if self.motion_frames >= self.segment_frames:
+            raise InputError(
+                f"`motion_frames` is {self.motion_frames}, which leaves no new frame in a segment of "
+                f"{self.segment_frames}. Lower `motion_frames`."
+            )

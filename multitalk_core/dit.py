@@ -1,0 +1,351 @@
+"""The transformer: Wan2.1 image-to-video with MultiTalk's audio branch, under upstream's names.
+
+    latents + condition -> tokens -> blocks -> head -> velocity
+
+A block: self-attention, attention to text and photo, attention to the voices, feed-forward; the
+first and the last are modulated and gated by the time step, the other two only added.
+Follows `WanModel` in MultiTalk `wan/modules/multitalk_model.py`. With `config.audio` None it is the
+base model alone. Departures: a true batch axis, and those named in `attention.py`. The time path,
+modulation, norms, rotations and softmaxes are float32 inside; all else is in the latents' dtype.
+
+Letters: B batch, S speakers, T video frames, F latent frames, N tokens, L text tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from .attention import IMAGE_TOKENS, AudioAttention, CrossAttention, SelfAttention
+from .audio_tokens import AudioProjection, join_speakers
+from .config import ModelConfig
+from .errors import InputError
+from .geometry import GridSize
+from .lrope import MAX_SPEAKERS, Rotation, grid_rotation, label_positions
+from .protocols import Ops, TorchOps
+
+Device = torch.device | str | None
+
+_IMAGE_NORM_EPS = 1e-5
+_MAX_PERIOD = 10000.0
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm in float32 with weights of any dtype; the result has the input's dtype."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        weight = None if self.weight is None else self.weight.to(input.dtype)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+
+
+class PatchEmbedding(nn.Conv3d):
+    """Latents to tokens: each patch of 1 x 2 x 2 latents becomes one token.
+
+    Holds a convolution's weights and works as one matrix product, which every backend does well in
+    half precision (a 3-D convolution is not that everywhere).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Turn `(B, C, F, h, w)` into tokens `(B, N, dim)` in the order frame, row, column."""
+        _, height, width = self.kernel_size
+        patches = torch.unflatten(torch.unflatten(input, 4, (-1, width)), 3, (-1, height))
+        patches = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
+        weight = self.weight.flatten(1).to(input.dtype)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return functional.linear(patches, weight, bias)
+
+
+class ImageEmbedding(nn.Module):
+    """CLIP tokens of the photo to the transformer's width."""
+
+    def __init__(self, config: ModelConfig, *, ops: Ops, device: Device = None) -> None:
+        super().__init__()
+        width = config.image_dim
+        self.proj = nn.Sequential(
+            LayerNorm(width, eps=_IMAGE_NORM_EPS, device=device),
+            ops.Linear(width, width, device=device),
+            nn.GELU(),
+            ops.Linear(width, config.dim, device=device),
+            LayerNorm(config.dim, eps=_IMAGE_NORM_EPS, device=device),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Turn `(B, 257, image_dim)` into `(B, 257, dim)`."""
+        tokens: Tensor = self.proj(image)
+        return tokens
+
+
+class Block(nn.Module):
+    """One transformer block."""
+
+    def __init__(self, config: ModelConfig, *, ops: Ops, device: Device = None) -> None:
+        super().__init__()
+        dim, eps = config.dim, config.eps
+        self.norm1 = LayerNorm(dim, eps=eps, elementwise_affine=False)
+        self.self_attn = SelfAttention(config, ops=ops, device=device)
+        self.norm3 = LayerNorm(dim, eps=eps, device=device)
+        self.cross_attn = CrossAttention(config, ops=ops, device=device)
+        self.norm2 = LayerNorm(dim, eps=eps, elementwise_affine=False)
+        self.ffn = nn.Sequential(
+            ops.Linear(dim, config.ffn_dim, device=device),
+            nn.GELU(approximate="tanh"),
+            ops.Linear(config.ffn_dim, dim, device=device),
+        )
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim, device=device) / dim**0.5)
+        if config.audio is not None:
+            self.audio_cross_attn = AudioAttention(config, config.audio, ops=ops, device=device)
+            self.norm_x = (
+                LayerNorm(dim, eps=eps, device=device)
+                if config.audio.norm_visual
+                else nn.Identity()
+            )
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        *,
+        context: Tensor,
+        rotation: Rotation,
+        audio: Tensor | None = None,
+        token_masks: Tensor | None = None,
+        audio_strength: float = 1.0,
+    ) -> Tensor:
+        """Refine the tokens.
+
+        Args:
+            x: Video tokens, `(B, N, dim)`.
+            time: Projected time step, `(B, 6, dim)`, float32.
+            context: Image and text tokens, `(B, 257 + text_len, dim)`.
+            rotation: Of every video token.
+            audio: Audio tokens, `(1 or B, F, M, token_dim)`, or `None`.
+            token_masks: Regions of two speakers, `(3, tokens of a frame)`, else `None`.
+            audio_strength: Multiplier of what the voices add.
+
+        Returns:
+            `(B, N, dim)`, same dtype.
+        """
+        modulation = (self.modulation.float() + time).unsqueeze(2).unbind(1)
+        y, looks = self.self_attn(
+            modulate(self.norm1(x), shift=modulation[0], scale=modulation[1]).to(x.dtype),
+            rotation=rotation,
+            token_masks=token_masks,
+        )
+        x = _add_gated(x, y, gate=modulation[2])
+        x = x + self.cross_attn(self.norm3(x), context)
+        if audio is not None:
+            labels = None if looks is None else label_positions(looks)
+            y = self.audio_cross_attn(self.norm_x(x), audio, labels=labels)
+            x = torch.add(x, y, alpha=audio_strength)
+        y = self.ffn(modulate(self.norm2(x), shift=modulation[3], scale=modulation[4]).to(x.dtype))
+        return _add_gated(x, y, gate=modulation[5])
+
+
+class Head(nn.Module):
+    """Tokens to the velocity of their patches, in float32."""
+
+    def __init__(self, config: ModelConfig, *, ops: Ops, device: Device = None) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.dim, eps=config.eps, elementwise_affine=False)
+        self.head = ops.Linear(config.dim, 4 * config.out_channels, device=device)
+        self.modulation = nn.Parameter(
+            torch.randn(1, 2, config.dim, device=device) / config.dim**0.5
+        )
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Turn tokens `(B, N, dim)` and time `(B, dim)` into `(B, N, 4 * channels)`, float32."""
+        shift, scale = (self.modulation.float() + time.unsqueeze(1)).unsqueeze(2).unbind(1)
+        velocity: Tensor = self.head(modulate(self.norm(x), shift=shift, scale=scale))
+        return velocity
+
+
+class MultiTalkModel(nn.Module):
+    """Wan2.1 image-to-video with the MultiTalk audio branch.
+
+    Parameter names are upstream's. `ops.Linear` makes every linear layer, so quantised layers need
+    no change here; such a layer computes in the dtype of its input.
+
+    Attributes:
+        config: Sizes.
+        blocks: The transformer blocks, called in order; hook them to stream weights or to stop.
+    """
+
+    def __init__(self, config: ModelConfig, *, ops: Ops = TorchOps, device: Device = None) -> None:
+        super().__init__()
+        dim = config.dim
+        self.config = config
+        self.patch_embedding = PatchEmbedding(
+            config.in_channels, dim, kernel_size=(1, 2, 2), stride=(1, 2, 2), device=device
+        )
+        self.text_embedding = nn.Sequential(
+            ops.Linear(config.text_dim, dim, device=device),
+            nn.GELU(approximate="tanh"),
+            ops.Linear(dim, dim, device=device),
+        )
+        self.time_embedding = nn.Sequential(
+            ops.Linear(config.freq_dim, dim, device=device),
+            nn.SiLU(),
+            ops.Linear(dim, dim, device=device),
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), ops.Linear(dim, 6 * dim, device=device))
+        self.blocks = nn.ModuleList(
+            Block(config, ops=ops, device=device) for _ in range(config.num_layers)
+        )
+        self.head = Head(config, ops=ops, device=device)
+        self.img_emb = ImageEmbedding(config, ops=ops, device=device)
+        if config.audio is not None:
+            self.audio_proj = AudioProjection(config.audio, ops=ops, device=device)
+
+    def project_audio(self, windows: Tensor) -> Tensor:
+        """Turn a segment's windows into the audio tokens that `forward` takes.
+
+        Args:
+            windows: Wav2vec2 features around each video frame, `(S, T, 5, L, C)`, T = 4n + 1, in
+                the dtype to compute in.
+
+        Returns:
+            Audio tokens, `(1, F, S * num_tokens, token_dim)`, speaker 1 first.
+
+        Raises:
+            InputError: If the model has no audio branch or the windows do not fit it.
+        """
+        if self.config.audio is None:
+            raise InputError("The model has no audio branch. Load the MultiTalk adapter onto it.")
+        return join_speakers(self.audio_proj(windows))
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        *,
+        condition: Tensor,
+        text: Tensor,
+        image: Tensor,
+        audio: Tensor | None = None,
+        token_masks: Tensor | None = None,
+        audio_strength: float = 1.0,
+    ) -> Tensor:
+        """Predict the velocity of noisy latents.
+
+        Args:
+            latents: Noisy latents, `(B, 16, F, h, w)`, h and w even; their dtype is the compute
+                dtype.
+            timestep: `(B,)`, 0 to 1000.
+            condition: Four mask channels, then the encoded photo, `(B, 20, F, h, w)`.
+            text: Text tokens, `(B, L, text_dim)`, L at most `text_len`; zero rows fill it up.
+            image: CLIP tokens of the photo, `(B, 257, image_dim)`.
+            audio: Audio tokens, `(1 or B, F, S * num_tokens, token_dim)`; `None` is the base model.
+            token_masks: Where each speaker is on the token grid of one frame, then the background,
+                `(S + 1, h / 2 * w / 2)`, 0 or 1; used only when `audio` holds two speakers.
+            audio_strength: Multiplier of what the voices add; 0 is the base model.
+
+        Returns:
+            Velocity, `(B, 16, F, h, w)`, in the latents' dtype.
+
+        Raises:
+            InputError: If an input does not fit; the message says which.
+        """
+        grid = _token_grid(latents)
+        if audio_strength == 0.0:
+            audio = None
+        if audio is not None:
+            audio = audio.to(latents.dtype)
+        masks = self._speaker_regions(audio, token_masks, grid=grid)
+        dtype = latents.dtype
+        x = self.patch_embedding(torch.cat((latents, condition.to(dtype)), dim=1))
+        time = self.time_embedding(time_features(timestep, width=self.config.freq_dim))
+        steps = self.time_projection(time).unflatten(1, (6, self.config.dim))
+        context = self._context(text.to(dtype), image.to(dtype))
+        rotation = grid_rotation(grid, head_dim=self.config.head_dim, device=x.device)
+        for block in self.blocks:
+            x = block(
+                x,
+                steps,
+                context=context,
+                rotation=rotation,
+                audio=audio,
+                token_masks=masks,
+                audio_strength=audio_strength,
+            )
+        return _join_patches(self.head(x, time), grid=grid).to(dtype)
+
+    def _context(self, text: Tensor, image: Tensor) -> Tensor:
+        """Embed photo and text; the zero rows become the biases' tokens, as upstream."""
+        missing = self.config.text_len - text.shape[1]
+        if missing < 0:
+            raise InputError(
+                f"The prompt has {text.shape[1]} tokens but the model reads at most "
+                f"{self.config.text_len}. Shorten the prompt."
+            )
+        if image.shape[1] != IMAGE_TOKENS:
+            raise InputError(
+                f"The photo has {image.shape[1]} CLIP tokens; Wan2.1 needs {IMAGE_TOKENS} "
+                "(ViT-H/14 at 224x224). Load the CLIP vision model of Wan2.1."
+            )
+        text = self.text_embedding(functional.pad(text, (0, 0, 0, missing)))
+        return torch.cat((self.img_emb(image), text), dim=1)
+
+    def _speaker_regions(
+        self, audio: Tensor | None, token_masks: Tensor | None, *, grid: GridSize
+    ) -> Tensor | None:
+        """Check the audio tokens and give the masks if two speakers need them."""
+        if audio is None:
+            return None
+        if self.config.audio is None:
+            raise InputError("The model has no audio branch. Load the MultiTalk adapter onto it.")
+        if audio.shape[1] != grid.frames:
+            raise InputError(
+                f"The audio tokens span {audio.shape[1]} latent frames but the video has "
+                f"{grid.frames}. Make both for the same segment."
+            )
+        num_speakers = audio.shape[2] // self.config.audio.num_tokens
+        if num_speakers == 1:
+            return None
+        if num_speakers > MAX_SPEAKERS:
+            raise InputError(
+                f"There are {num_speakers} speakers; the adapter knows at most {MAX_SPEAKERS}. "
+                "Remove speakers."
+            )
+        expected = (num_speakers + 1, grid.height * grid.width)
+        if token_masks is None or tuple(token_masks.shape) != expected:
+            given = "none" if token_masks is None else f"shape {tuple(token_masks.shape)}"
+            raise InputError(
+                f"Two speakers need token masks of shape {expected} (one row per speaker and one "
+                f"for the background), got {given}. Give the masks of this video's size."
+            )
+        return token_masks
+
+
+def time_features(timestep: Tensor, *, width: int) -> Tensor:
+    """Give the sinusoidal features of time steps `(B,)`: cosines first, `(B, width)`, float32."""
+    half = torch.arange(width // 2, dtype=torch.float64, device=timestep.device) / (width // 2)
+    angles = torch.outer(timestep.double(), _MAX_PERIOD**-half)
+    return torch.cat((angles.cos(), angles.sin()), dim=1).float()
+
+
+def modulate(x: Tensor, *, shift: Tensor, scale: Tensor) -> Tensor:
+    """Give `x * (1 + scale) + shift` in float32 (the dtype of shift and scale)."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def _add_gated(x: Tensor, y: Tensor, *, gate: Tensor) -> Tensor:
+    return torch.addcmul(x, y, gate).to(x.dtype)
+
+
+def _token_grid(latents: Tensor) -> GridSize:
+    frames, height, width = latents.shape[2:]
+    if height % 2 or width % 2:
+        raise InputError(
+            f"Latents of {width}x{height} cannot be cut into tokens of 2x2. "
+            "Choose a video size whose sides are multiples of 16 pixels."
+        )
+    return GridSize(frames, height // 2, width // 2)
+
+
+def _join_patches(tokens: Tensor, *, grid: GridSize) -> Tensor:
+    """Turn `(B, N, 2 * 2 * C)` back into `(B, C, F, h, w)`."""
+    patches = tokens.view(tokens.shape[0], *grid, 2, 2, -1)
+    return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)

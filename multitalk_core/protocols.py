@@ -1,0 +1,65 @@
+"""What the method borrows: a video VAE, an image encoder and a set of layer classes.
+
+ComfyUI's classes, `diffusers`, `transformers` and the GGUF layers fill these roles; core knows only
+the roles.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+
+class VideoVAE(Protocol):
+    """The Wan2.1 video autoencoder: 8x8 pixels and 4 frames to one latent, 16 channels."""
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Turn frames `(1, 3, T, H, W)` in [-1, 1] into normalised latents `(1, 16, F, H/8, W/8)`.
+
+        T is 4n + 1.
+        """
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn normalised latents `(1, 16, F, h, w)` into frames in [-1, 1].
+
+        The frames are `(1, 3, 4F - 3, 8h, 8w)`.
+        """
+        ...
+
+
+class ImageEncoder(Protocol):
+    """The CLIP vision tower of Wan2.1 (ViT-H/14)."""
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Turn an image `(1, 3, H, W)` in [-1, 1] into tokens `(1, 257, 1280)`.
+
+        They are the last but one hidden state.
+        """
+        ...
+
+
+class Ops(Protocol):
+    """Layer classes a model is built from; `torch.nn` itself is the plainest set."""
+
+    @property
+    def Linear(self) -> Any:  # noqa: N802  (named as torch.nn names it)
+        """Build a layer as `Linear(in_features, out_features, bias=True, device=None, dtype=None)`.
+
+        A layer computes in the dtype of its input, whatever its weights are stored in.
+        """
+        ...
+
+
+class _CastingLinear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return functional.linear(input, self.weight.to(input.dtype), bias)
+
+
+class TorchOps:
+    """Plain torch layers that compute in their input's dtype, for models that are not quantised."""
+
+    Linear = _CastingLinear
