@@ -43,8 +43,8 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinySet:
+def tiny() -> TinySet:
     """Give the tiny set of weights: every file kind, real formats, untrained."""
     from comfyui_multitalk.tests.support.tiny import tiny_set
 
-    return tiny_set(tmp_path_factory.getbasetemp())
+    return tiny_set()

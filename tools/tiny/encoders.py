@@ -1,0 +1,111 @@
+"""The borrowed encoders (voice, text, photo): real `transformers` classes at toy size."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    UMT5Config,
+    UMT5EncoderModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+)
+
+from .fill import fill, meta_shapes
+from .wan import CONFIG
+
+NUM_HEADS = 4
+"""Of all three encoders; the shapes cannot tell, so the files carry it."""
+_SENTENCES = Path(__file__).with_name("sentences.txt")
+_NUM_PIECES = 800  # at most; 256 of them are bytes, so any script can be written
+
+
+def wav2vec2(*, seed: int) -> dict[str, Tensor]:
+    """Draw a Wav2Vec2 of 12 layers x 32, under the names of the released chinese-wav2vec2-base."""
+    if CONFIG.audio is None:
+        raise ValueError("The tiny transformer must have an audio branch.")
+    config = Wav2Vec2Config(
+        hidden_size=CONFIG.audio.channels,
+        num_hidden_layers=CONFIG.audio.layers,
+        num_attention_heads=NUM_HEADS,
+        intermediate_size=64,
+        conv_dim=(32,) * 7,  # strides and kernels stay those of the real one: 50 features a second
+    )
+    with torch.device("meta"):
+        shapes = meta_shapes(Wav2Vec2Model(config))
+    conv = "encoder.pos_conv_embed.conv"
+    released = {  # as weight norm was called when the file was made
+        f"{conv}.parametrizations.weight.original0": f"{conv}.weight_g",
+        f"{conv}.parametrizations.weight.original1": f"{conv}.weight_v",
+    }
+    names = {f"wav2vec2.{released.get(name, name)}": shape for name, shape in shapes.items()}
+    return fill(names, seed=seed, std={"masked_spec_embed": 0.1})
+
+
+def umt5(*, seed: int) -> dict[str, Tensor]:
+    """Draw a UMT5 encoder with its tokenizer inside, as ComfyUI's files have it."""
+    tokenizer = _sentencepiece_model()
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
+    config = UMT5Config(
+        vocab_size=pieces.get_piece_size(),
+        d_model=CONFIG.text_dim,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=NUM_HEADS,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        shapes = meta_shapes(UMT5EncoderModel(config))
+    shapes.pop("encoder.embed_tokens.weight", None)  # tied to `shared`
+    # T5 does not divide by the root of the head width; its query weights do.
+    std = {"shared.weight": 1.0, "relative_attention_bias.weight": 0.1}
+    std["SelfAttention.q.weight"] = (config.d_model * config.d_kv) ** -0.5
+    weights = fill(shapes, seed=seed, std=std)
+    weights["spiece_model"] = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
+    return weights
+
+
+def clip_vision(*, seed: int) -> dict[str, Tensor]:
+    """Draw a CLIP vision tower of width 64: 224 pixels, patches of 14, as the real ViT-H."""
+    config = CLIPVisionConfig(
+        hidden_size=CONFIG.image_dim,
+        intermediate_size=128,
+        projection_dim=CONFIG.image_dim,
+        num_hidden_layers=3,
+        num_attention_heads=NUM_HEADS,
+        image_size=224,
+        patch_size=14,
+        hidden_act="gelu",
+    )
+    with torch.device("meta"):
+        shapes = meta_shapes(CLIPVisionModelWithProjection(config))
+    std = {"class_embedding": 0.5, "position_embedding.weight": 0.5}
+    return fill(shapes, seed=seed, std=std)
+
+
+def _sentencepiece_model() -> bytes:
+    """Train a tokenizer on a page of our own text, with UMT5's special ids."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(_SENTENCES.read_text(encoding="utf-8").splitlines()),
+        model_writer=written,
+        model_type="unigram",
+        vocab_size=_NUM_PIECES,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        character_coverage=1.0,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return written.getvalue()
