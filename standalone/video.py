@@ -1,0 +1,195 @@
+"""Frames and sound to an MP4: H.264 and AAC, the sound exactly as long as the picture.
+
+The file is written under another name beside the target and takes the target's name when it is
+whole, so an error or Ctrl-C leaves nothing half-written and never harms an older video.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.error import FFmpegError
+from av.video.reformatter import ColorRange, Colorspace
+from torch import Tensor
+from torch.nn import functional
+
+from ..multitalk_core.config import FPS
+from ..multitalk_core.errors import InputError, MultiTalkError
+from ..multitalk_core.geometry import Size
+
+_AAC_RATES = (
+    96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000,
+)  # fmt: skip
+_RATE_OF_OTHERS = 48_000
+_BT709 = 1
+"""FFmpeg's number of BT.709 as primaries and as transfer function."""
+_QUALITY = "17"
+"""Constant rate factor of x264: visually lossless."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class VideoWriter:
+    """Writes one video as a context manager; `write` takes the frames in order."""
+
+    def __init__(
+        self, path: Path, *, size: Size, waveform: Tensor, sample_rate: int, fps: int = FPS
+    ) -> None:
+        """Prepare to write; nothing is created before the `with` block.
+
+        Args:
+            path: The video, ending in `.mp4`; its folder must exist.
+            size: Of the frames, even numbers of pixels.
+            waveform: The sound, `(1, C, N)` or `(C, N)` with one or two channels; cut or padded
+                with silence to the length of the picture.
+            sample_rate: Of the sound in Hz.
+            fps: Frames per second.
+
+        Raises:
+            InputError: If there can be no such file.
+        """
+        require_target(path)
+        self.path = path
+        self.num_frames = 0
+        self._draft = path.with_name(f".{path.stem}.{os.getpid()}.part")
+        self._size = size
+        self._fps = fps
+        self._waveform, self._sample_rate = _supported(
+            waveform.reshape(-1, waveform.shape[-1]).float().cpu(), sample_rate
+        )
+        self._sent = 0
+
+    def __enter__(self) -> VideoWriter:
+        try:
+            self._container = av.open(
+                str(self._draft), "w", format="mp4", options={"movflags": "+faststart"}
+            )
+            self._video = self._add_video()
+            self._audio = self._add_audio()
+        except (OSError, FFmpegError) as reason:
+            self._draft.unlink(missing_ok=True)
+            raise self._failure(reason) from reason
+        return self
+
+    def write(self, frames: Tensor) -> None:
+        """Append frames `(3, T, H, W)` in [-1, 1].
+
+        Raises:
+            MultiTalkError: If the disk is full or the file cannot be written.
+        """
+        pixels = ((frames.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        try:
+            for picture in pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy():
+                self._write_picture(picture)
+            self._write_sound(self._samples_of(self.num_frames))
+        except (OSError, FFmpegError) as reason:
+            raise self._failure(reason) from reason
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if exc is None:
+                self._finish()
+        except (OSError, FFmpegError) as reason:
+            raise self._failure(reason) from reason
+        finally:
+            with contextlib.suppress(OSError, FFmpegError):
+                self._container.close()
+            self._draft.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        if not self.num_frames:
+            raise MultiTalkError(f"{self.path.name} would have no frames; it was not written.")
+        self._container.mux(self._video.encode(None))
+        self._container.mux(self._audio.encode(None))
+        self._container.close()
+        with open(self._draft, "rb") as file:
+            os.fsync(file.fileno())  # a full disk may show only now
+        os.replace(self._draft, self.path)
+
+    def _add_video(self) -> Any:
+        stream = self._container.add_stream("libx264", rate=self._fps, options={"crf": _QUALITY})
+        stream.height, stream.width = self._size
+        stream.pix_fmt = "yuv420p"
+        context = stream.codec_context
+        context.color_range = ColorRange.MPEG
+        context.colorspace = Colorspace.ITU709
+        context.color_primaries = context.color_trc = _BT709
+        return stream
+
+    def _add_audio(self) -> Any:
+        layout = "mono" if len(self._waveform) == 1 else "stereo"
+        return self._container.add_stream("aac", rate=self._sample_rate, layout=layout)
+
+    def _write_picture(self, picture: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+        frame.pts = self.num_frames
+        frame.time_base = Fraction(1, self._fps)
+        self._container.mux(self._video.encode(frame))
+        self.num_frames += 1
+
+    def _write_sound(self, stop: int) -> None:
+        if stop == self._sent:
+            return
+        part = self._waveform[:, self._sent : stop]
+        part = functional.pad(part, (0, stop - self._sent - part.shape[1]))
+        layout = self._audio.codec_context.layout.name
+        frame = av.AudioFrame.from_ndarray(part.contiguous().numpy(), format="fltp", layout=layout)
+        frame.sample_rate = self._sample_rate
+        frame.pts = self._sent
+        frame.time_base = Fraction(1, self._sample_rate)
+        self._container.mux(self._audio.encode(frame))
+        self._sent = stop
+
+    def _samples_of(self, num_frames: int) -> int:
+        return round(Fraction(num_frames * self._sample_rate, self._fps))
+
+    def _failure(self, reason: OSError | FFmpegError) -> MultiTalkError:
+        if reason.errno in _FULL:
+            return MultiTalkError(
+                f"The disk is full: {self.path} could not be written. Free some space in "
+                f"{self.path.parent.resolve()}, or give another folder."
+            )
+        return MultiTalkError(f"{self.path} could not be written ({reason.strerror}).")
+
+
+def require_target(path: Path) -> None:
+    """Check before the long work that a video can be written there.
+
+    Raises:
+        InputError: If the name does not end in `.mp4`, is a folder, or its folder is missing.
+    """
+    if path.suffix.lower() != ".mp4":
+        raise InputError(f"The video {path.name!r} must end in '.mp4'. Give another name.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Give the name of a file.")
+    if not path.parent.is_dir():
+        raise InputError(f"There is no folder {path.parent}. Make it, or give another one.")
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"The folder {path.parent} cannot be written to. Give another one.")
+
+
+def _supported(waveform: Tensor, sample_rate: int) -> tuple[Tensor, int]:
+    """Bring a sound to a rate that AAC knows."""
+    if sample_rate in _AAC_RATES:
+        return waveform, sample_rate
+    layout = "mono" if len(waveform) == 1 else "stereo"
+    frame = av.AudioFrame.from_ndarray(waveform.contiguous().numpy(), format="fltp", layout=layout)
+    frame.sample_rate = sample_rate
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=_RATE_OF_OTHERS)
+    parts = [*resampler.resample(frame), *resampler.resample(None)]
+    samples = np.concatenate([part.to_ndarray() for part in parts], axis=1)
+    return torch.from_numpy(samples), _RATE_OF_OTHERS
