@@ -9,17 +9,16 @@ blocks take Q8_0 where they can, and the MultiTalk audio projection stays unquan
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..wan_gguf_loader.files import TensorInfo, WeightsFile, open_weights
+from ..wan_gguf_loader.types import PLAIN_DTYPES
 from .gguf_writer import Entry, write_gguf
 from .quantize import quantize
 
@@ -38,27 +37,27 @@ _KEPT = (
     "img_emb.", "head.", "audio_proj.",
 )  # fmt: skip
 _SMALL = 1024  # elements
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "net.")
 _PLAIN = {"F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _SCALE_MARKS = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", "._scale")
 
 
-class _Source(NamedTuple):
-    """A tensor of the safetensors files."""
+class _Planned(NamedTuple):
+    """One tensor of the input and what becomes of it."""
 
-    file: Any
-    key: str
+    file: WeightsFile
     entry: Entry
 
     def payload(self) -> Tensor:
-        tensor: Tensor = self.file.get_tensor(self.key)
-        plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-        if self.entry.type in plain:
-            return _cast(tensor, plain[self.entry.type], name=self.entry.name)
+        name, type = self.entry.name, self.entry.type
         try:
-            return quantize(tensor, self.entry.type)
+            if type not in PLAIN_DTYPES:
+                return quantize(self.file.read(name), type)
+            value = self.file.dequantize(name).to(PLAIN_DTYPES[type])
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"it holds a value that is not finite as {type}.")
         except ValueError as error:
-            raise ValueError(f"Tensor '{self.entry.name}': {error}") from error
+            raise ValueError(f"Tensor '{name}': {error}") from error
+        return value
 
 
 def convert(
@@ -88,42 +87,29 @@ def convert(
         raise ValueError(f"Unknown type '{type}'; choose one of {', '.join(FILE_TYPES)}.")
     paths = [Path(inputs)] if isinstance(inputs, str | Path) else [Path(path) for path in inputs]
     output = Path(output)
-    with ExitStack() as stack:
-        files = [stack.enter_context(_open(path)) for path in paths]
-        sources = list(_plan(files, type=type, fold=fold_patch_embedding))
-        entries = [source.entry for source in sources]
-        _check_names(entries, source=paths[0].name)
-        metadata = _metadata(files, entries, type=type, num_heads=num_heads)
-        payloads = (source.payload() for source in sources)
-        write_gguf(output, entries, payloads, metadata=metadata)
+    files = [open_weights(path) for path in paths]
+    plan = [
+        _Planned(file, _entry(info, type=type, fold=fold_patch_embedding))
+        for file in files
+        for info in file.tensors.values()
+    ]
+    entries = [planned.entry for planned in plan]
+    _check_names(entries, source=paths[0].name)
+    metadata = _metadata(files, entries, type=type, num_heads=num_heads)
+    write_gguf(output, entries, (planned.payload() for planned in plan), metadata=metadata)
 
 
-def _open(path: Path) -> Any:
-    try:
-        return safe_open(str(path), framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path.name} is not a safetensors file ({error}).") from error
-
-
-def _plan(files: Sequence[Any], *, type: str, fold: bool) -> Iterator[_Source]:
-    for file in files:
-        for key in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-            view = file.get_slice(key)
-            stored, shape = view.get_dtype(), tuple(view.get_shape()) or (1,)
-            _check_plain(key, stored)
-            name = _strip(key)
-            chosen = _choose_type(name, shape, stored=stored, type=type)
-            if fold and name == "patch_embedding.weight":
-                shape = (shape[0] * shape[1], *shape[2:])
-            yield _Source(file, key, Entry(name, shape, chosen))
-
-
-def _check_plain(key: str, stored: str) -> None:
-    if key.endswith(_SCALE_MARKS) or stored not in _PLAIN:
+def _entry(info: TensorInfo, *, type: str, fold: bool) -> Entry:
+    if info.name.endswith(_SCALE_MARKS) or info.type not in _PLAIN:
         raise ValueError(
-            f"Tensor '{key}' ({stored}) shows weights that are quantised already. "
+            f"Tensor '{info.name}' ({info.type}) shows weights that are quantised already. "
             "Convert the original fp32, fp16, bf16 or plain fp8 file."
         )
+    shape = info.shape or (1,)
+    chosen = choose_type(info.name, shape, stored=info.type, type=type)
+    if fold and info.name == "patch_embedding.weight":
+        shape = (shape[0] * shape[1], *shape[2:])
+    return Entry(info.name, shape, chosen)
 
 
 def _check_names(entries: Sequence[Entry], *, source: str) -> None:
@@ -138,8 +124,18 @@ def _check_names(entries: Sequence[Entry], *, source: str) -> None:
         )
 
 
-def _choose_type(name: str, shape: tuple[int, ...], *, stored: str, type: str) -> str:
-    """Type of one tensor, as city96's recipe has it."""
+def choose_type(name: str, shape: tuple[int, ...], *, stored: str, type: str) -> str:
+    """Choose the type of one tensor by city96's recipe.
+
+    Args:
+        name: Upstream's name.
+        shape: Logical shape, torch order.
+        stored: Type in the input, such as BF16.
+        type: One of `FILE_TYPES`.
+
+    Returns:
+        A GGML type.
+    """
     numel = torch.Size(shape).numel()
     if (
         len(shape) == 1
@@ -162,14 +158,14 @@ def _choose_type(name: str, shape: tuple[int, ...], *, stored: str, type: str) -
 
 
 def _metadata(
-    files: Sequence[Any], entries: Sequence[Entry], *, type: str, num_heads: int | None
+    files: Sequence[WeightsFile], entries: Sequence[Entry], *, type: str, num_heads: int | None
 ) -> dict[str, str | int]:
     found: dict[str, str | int] = {
         "general.architecture": "wan",
         "general.quantization_version": 2,
         "general.file_type": FILE_TYPES[type],
     }
-    heads = num_heads or _stored_heads(files)
+    heads = num_heads or next((file.num_heads for file in files if file.num_heads), None)
     width = next((e.shape[0] for e in entries if e.name == "blocks.0.self_attn.q.weight"), None)
     if heads is None and width is not None and width % HEAD_DIM:
         raise ValueError(
@@ -179,28 +175,6 @@ def _metadata(
     if heads is not None and width != heads * HEAD_DIM:
         found["wan.attention.head_count"] = heads
     return found
-
-
-def _stored_heads(files: Sequence[Any]) -> int | None:
-    for file in files:
-        metadata = file.metadata() or {}
-        if "num_heads" in metadata:
-            return int(metadata["num_heads"])
-        config = json.loads(metadata.get("config", "{}"))
-        if "num_heads" in config.get("model", {}):
-            return int(config["model"]["num_heads"])
-    return None
-
-
-def _strip(key: str) -> str:
-    return next((key[len(p) :] for p in _PREFIXES if key.startswith(p)), key)
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype, *, name: str) -> Tensor:
-    cast = tensor.to(torch.float32).to(dtype)
-    if not bool(torch.isfinite(cast).all()):
-        raise ValueError(f"Tensor '{name}' holds a value that is not finite as {dtype}.")
-    return cast
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,7 +34,7 @@ class Entry(NamedTuple):
     def nbytes(self) -> int:
         """Bytes of the tensor in the file, without padding."""
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[self.type]]
-        return prod(self.shape) // block * block_bytes
+        return int(prod(self.shape) // block * block_bytes)
 
 
 class Layout(NamedTuple):

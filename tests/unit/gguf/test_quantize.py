@@ -7,11 +7,12 @@ import time
 import numpy as np
 import pytest
 import torch
-from comfyui_multitalk.tools.quantize import quantize
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize
 from gguf.quants import quantize as gguf_quantize
 from torch import Tensor
+
+from comfyui_multitalk.tools.quantize import quantize
 
 
 def decode(packed: Tensor, type: str) -> Tensor:

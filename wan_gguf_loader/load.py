@@ -1,0 +1,116 @@
+"""Fill a model with the tensors of weights files, one at a time.
+
+The model was built on the "meta" device, so the only memory taken is that of its weights: packed
+bytes stay packed in `GGUFLinear` layers and are decoded at load everywhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .dequant import PACKED_TYPES
+from .errors import GGUFError
+from .files import WeightsFile
+from .names import reconcile_shape
+from .ops import GGUFLinear
+from .types import TYPES_BY_NAME
+
+_log = logging.getLogger(__name__)
+_SHOWN = 10
+
+
+def load_weights(
+    model: nn.Module, files: Sequence[WeightsFile], *, dtype: torch.dtype | None = None
+) -> None:
+    """Load a model from one or more files that together hold all of it.
+
+    Args:
+        model: Built on the "meta" device. Its `GGUFLinear` layers keep their weights as stored;
+            every other tensor is decoded to the dtype the model declares (float32 for norms,
+            modulation and biases).
+        files: Where each tensor is in exactly one; tensors the model has no place for are
+            counted in the log.
+        dtype: Plain weights of `GGUFLinear` layers that are wider than this are rounded to it.
+
+    Raises:
+        GGUFError: If a tensor is missing, is in two files, or has another shape. The model is
+            then part loaded and of no use.
+    """
+    expected = model.state_dict()
+    places = _locate(expected, files)
+    for name in expected:
+        file = places[name]
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        if isinstance(owner, GGUFLinear) and leaf == "weight":
+            _load_linear(owner, file, name, dtype=dtype)
+        else:
+            _load_plain(owner, leaf, file, name)
+    for file in files:
+        unused = [name for name in file.tensors if name not in expected]
+        if unused:
+            _log.info(
+                "%s: %d tensors have no place in this model (%s)",
+                file.path.name, len(unused), _first(unused),
+            )  # fmt: skip
+
+
+def _locate(expected: Mapping[str, Tensor], files: Sequence[WeightsFile]) -> dict[str, WeightsFile]:
+    """Find the one file of every expected name."""
+    places: dict[str, WeightsFile] = {}
+    for file in files:
+        for name in file.tensors:
+            if name in expected and name in places:
+                raise GGUFError(
+                    f"tensor {name!r} is in {places[name].path.name} too. "
+                    "Load each part of the model from one file.",
+                    path=file.path,
+                    tensor=name,
+                )
+            if name in expected:
+                places[name] = file
+    missing = [name for name in expected if name not in places]
+    if missing:
+        sources = ", ".join(file.path.name for file in files)
+        raise GGUFError(
+            f"{len(missing)} of the {len(expected)} tensors of the model are not in {sources}: "
+            f"{_first(missing)}. Load every file the model needs.",
+            tensor=missing[0],
+        )
+    return places
+
+
+def _load_linear(
+    layer: GGUFLinear, file: WeightsFile, name: str, *, dtype: torch.dtype | None
+) -> None:
+    info = file.tensors[name]
+    shape = (layer.out_features, layer.in_features)
+    reconcile_shape(info.shape, shape, name=name, path=file.path)
+    if info.type in PACKED_TYPES:
+        if layer.in_features % TYPES_BY_NAME[info.type].block:  # blocks run across rows
+            layer.set_weight(file.dequantize(name, dtype=dtype or torch.float32).view(shape))
+        else:
+            layer.set_weight(file.read(name).view(layer.out_features, -1), type=info.type)
+        return
+    weight = file.read(name).view(shape)
+    if dtype is not None and weight.dtype.itemsize > dtype.itemsize:
+        weight = weight.to(dtype)
+    layer.set_weight(weight)
+
+
+def _load_plain(owner: nn.Module, leaf: str, file: WeightsFile, name: str) -> None:
+    target: Tensor = getattr(owner, leaf)
+    shape = tuple(target.shape)
+    reconcile_shape(file.tensors[name].shape, shape, name=name, path=file.path)
+    value = file.dequantize(name, dtype=target.dtype).view(shape)
+    is_parameter = isinstance(target, nn.Parameter)
+    setattr(owner, leaf, nn.Parameter(value, requires_grad=False) if is_parameter else value)
+
+
+def _first(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + rest
