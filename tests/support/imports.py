@@ -31,7 +31,7 @@ _CORE_LEVELS = (
     {"protocols"},
     {"image", "color", "audio", "masks", "lrope", "kernels"},
     {"attention", "audio_features", "audio_tokens"},
-    {"dit", "schedule", "guidance", "weights"},
+    {"dit", "schedule", "guidance", "identify", "weights"},
     {"conditioning", "sampler"},
     {"pipeline"},
 )
@@ -69,7 +69,7 @@ def violations(source: str, *, place: str) -> list[str]:
     ]
     if path.parts[0] == "multitalk_core" and _module(path) not in {*_LEVEL, "__init__"}:
         found.append(f"{place}: has no level yet; give it one in tests/support/imports.py")
-    return found
+    return list(dict.fromkeys(found))
 
 
 def imports(source: str, *, place: str) -> Iterator[Import]:
