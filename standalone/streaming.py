@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,10 +56,10 @@ def stream_blocks(model: nn.Module, device: torch.device) -> None:
         device: Where it computes.
     """
     blocks = model.get_submodule("blocks")
-    inside = {id(tensor) for tensor in _tensors(blocks)}
-    for tensor in _tensors(model):
-        if id(tensor) not in inside:
-            tensor.data = tensor.data.to(device)
+    inside = set(blocks.modules())
+    for slot in _slots(model):
+        if slot.owner not in inside:
+            slot.put(slot.tensor.to(device))
     for block in blocks.children():
         loan = _Loan(block, device)
         block.register_forward_pre_hook(loan.hand_over)
@@ -67,7 +68,20 @@ def stream_blocks(model: nn.Module, device: torch.device) -> None:
 
 def weight_bytes(model: nn.Module) -> int:
     """Count the bytes of a model's weights as they are stored."""
-    return sum(tensor.nbytes for tensor in _tensors(model))
+    return sum(slot.tensor.nbytes for slot in _slots(model))
+
+
+class _Slot(NamedTuple):
+    """A place in a module that holds a parameter or a buffer."""
+
+    owner: nn.Module
+    name: str
+    tensor: Tensor
+
+    def put(self, tensor: Tensor) -> None:
+        is_parameter = isinstance(self.tensor, nn.Parameter)
+        value = nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor
+        setattr(self.owner, self.name, value)
 
 
 class _Loan:
@@ -75,23 +89,26 @@ class _Loan:
 
     def __init__(self, block: nn.Module, device: torch.device) -> None:
         self._device = device
-        self._masters: list[tuple[Tensor, Tensor]] = []
-        for tensor in _tensors(block):
-            if device.type == "cuda":
-                tensor.data = tensor.data.pin_memory()
-            self._masters.append((tensor, tensor.data))
+        if device.type == "cuda":
+            for slot in _slots(block):
+                slot.put(slot.tensor.pin_memory())
+        self._masters = list(_slots(block))
 
     def hand_over(self, block: nn.Module, args: Any) -> None:
-        for tensor, master in self._masters:
-            tensor.data = master.to(self._device, non_blocking=True)
+        for slot in self._masters:
+            slot.put(slot.tensor.to(self._device, non_blocking=True))
 
     def take_back(self, block: nn.Module, args: Any, output: Any) -> None:
-        for tensor, master in self._masters:
-            tensor.data = master
+        for slot in self._masters:
+            setattr(slot.owner, slot.name, slot.tensor)
 
 
-def _tensors(model: nn.Module) -> itertools.chain[Tensor]:
-    return itertools.chain(model.parameters(), model.buffers())
+def _slots(model: nn.Module) -> Iterator[_Slot]:
+    for owner in model.modules():
+        tensors = itertools.chain(
+            owner.named_parameters(recurse=False), owner.named_buffers(recurse=False)
+        )
+        yield from [_Slot(owner, name, tensor) for name, tensor in tensors]
 
 
 def _free_bytes(device: torch.device) -> float:

@@ -67,7 +67,7 @@ class WanVAE:
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(1, 16, F, h, w)` into float32 frames `(1, 3, 4F - 3, 8h, 8w)` in [-1, 1]."""
+        """Turn latents `(1, 16, F, h, w)` into float32 frames `(1, 3, 4F - 3, 8h, 8w)`, clamped."""
         with on_device(self.model, self._device):
             plain = latents.to(self._device, torch.float32)
             plain = plain * _spread(self.std, plain) + _spread(self.mean, plain)

@@ -1,0 +1,220 @@
+"""UMT5 and CLIP vision built from shapes, held to what `transformers` itself gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, UMT5Config
+from transformers import UMT5EncoderModel as Umt5
+
+from comfyui_multitalk.multitalk_core.errors import WeightsError
+from comfyui_multitalk.multitalk_core.image import resize_for_clip
+from comfyui_multitalk.standalone.encoders import (
+    TextEncoder,
+    VisionEncoder,
+    clean_prompt,
+    load_image_encoder,
+    load_text_encoder,
+)
+from comfyui_multitalk.wan_gguf_loader.files import open_weights
+
+if TYPE_CHECKING:
+    from comfyui_multitalk.tools.make_tiny import TinySet
+
+CPU = torch.device("cpu")
+
+
+def _text(path: Path) -> TextEncoder:
+    with open_weights(path) as file:
+        return load_text_encoder(file, device=CPU, dtype=torch.float32)
+
+
+def _image(path: Path) -> VisionEncoder:
+    with open_weights(path) as file:
+        return load_image_encoder(file, device=CPU, dtype=torch.float32)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.fixture(scope="module")
+def text_encoder(tiny: TinySet) -> TextEncoder:
+    return _text(tiny.text_encoder)
+
+
+def test_text_equals_the_prompt_padded_to_512_under_a_mask(text_encoder: TextEncoder) -> None:
+    """Upstream pads to 512, masks, and cuts to the real length."""
+    prompt = "a woman talks to the camera"
+    ids = text_encoder.tokenize(prompt)
+    padded = torch.zeros(1, 512, dtype=torch.long)
+    padded[:, : ids.shape[1]] = ids
+    with torch.inference_mode():
+        states = text_encoder.model(input_ids=padded, attention_mask=(padded != 0).long())
+    expected = states.last_hidden_state[:, : ids.shape[1]]
+    (ours,) = text_encoder.encode([prompt])
+    assert (ours - expected).norm() / expected.norm() < 1e-5
+
+
+def test_text_sizes_come_from_shapes(tmp_path: Path, tiny: TinySet) -> None:
+    """Another width, head count, depth and number of buckets than those of the tiny set."""
+    torch.manual_seed(0)
+    config = UMT5Config(
+        vocab_size=3000, d_model=48, d_kv=10, d_ff=72, num_layers=3, num_heads=6,
+        relative_attention_num_buckets=16,
+    )  # fmt: skip
+    theirs = Umt5(config).eval()
+    tensors = dict(theirs.state_dict())
+    tensors.pop("encoder.embed_tokens.weight", None)
+    tensors["spiece_model"] = _tensors(tiny.text_encoder)["spiece_model"]
+    path = tmp_path / "umt5.safetensors"
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, path)
+    ours = _text(path)
+    assert type(ours.model) is Umt5
+    ids = ours.tokenize("two people talk")
+    with torch.inference_mode():
+        expected = theirs(input_ids=ids).last_hidden_state
+    assert torch.allclose(ours.encode(["two people talk"])[0], expected, atol=1e-6)
+
+
+def test_text_longer_than_512_tokens_is_cut_before_the_end_mark(text_encoder: TextEncoder) -> None:
+    ids = text_encoder.tokenize("talking " * 600)
+    assert ids.shape == (1, 512)
+    assert ids[0, -1] == 1
+    assert (ids[0, :-1] != 1).all()
+
+
+def test_text_of_an_empty_prompt_is_the_end_mark(text_encoder: TextEncoder) -> None:
+    assert text_encoder.tokenize("").tolist() == [[1]]
+    assert text_encoder.encode([""])[0].shape[1] == 1
+
+
+def test_text_embedding_is_held_once(text_encoder: TextEncoder) -> None:
+    model = text_encoder.model
+    assert model.shared.weight is model.encoder.embed_tokens.weight
+
+
+@pytest.mark.parametrize(
+    ("prompt", "cleaned"),
+    [
+        ("  a \n\t b  ", "a b"),
+        ("rock &amp;amp; roll &lt;live&gt;", "rock & roll <live>"),
+        ("Café, 你好", "Café, 你好"),
+    ],
+)
+def test_prompt_is_cleaned_as_upstream_does(prompt: str, cleaned: str) -> None:
+    assert clean_prompt(prompt) == cleaned
+
+
+def _drop(*names: str) -> Callable[[dict[str, Tensor]], None]:
+    return lambda tensors: [tensors.pop(name) for name in names] and None
+
+
+def _break_tokenizer(tensors: dict[str, Tensor]) -> None:
+    tensors["spiece_model"] = tensors["spiece_model"][:100].clone()
+
+
+def _shrink_vocabulary(tensors: dict[str, Tensor]) -> None:
+    tensors["shared.weight"] = tensors["shared.weight"][:50].clone()
+
+
+def _narrow_a_layer(tensors: dict[str, Tensor]) -> None:
+    name = "encoder.block.1.layer.1.DenseReluDense.wo.weight"
+    tensors[name] = tensors[name][:, :-1].clone()
+
+
+def _scale(tensors: dict[str, Tensor]) -> None:
+    tensors["encoder.block.0.layer.0.SelfAttention.q.scale_weight"] = torch.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_drop("spiece_model"), "no tokenizer inside"),
+        (_drop("shared.weight"), "no 'shared.weight'"),
+        (_drop("encoder.final_layer_norm.weight"), "lacks 1 of"),
+        (_break_tokenizer, "tokenizer inside .* cannot be read"),
+        (_shrink_vocabulary, "belong together"),
+        (_narrow_a_layer, "wo.weight is 64x"),
+        (_scale, "scaled fp8"),
+    ],
+)
+def test_text_file_that_does_not_fit_is_refused(
+    tmp_path: Path, tiny: TinySet, damage: Callable[[dict[str, Tensor]], None], says: str
+) -> None:
+    tensors = _tensors(tiny.text_encoder)
+    damage(tensors)
+    save_file(tensors, tmp_path / "bad.safetensors")
+    with pytest.raises(WeightsError, match=says) as error:
+        _text(tmp_path / "bad.safetensors")
+    assert str(error.value).startswith("bad.safetensors")
+
+
+def _vision(**sizes: int) -> CLIPVisionModelWithProjection:
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        **{"intermediate_size": 96, "num_hidden_layers": 3, "patch_size": 28, **sizes},
+        image_size=224,
+        hidden_act="gelu",
+        projection_dim=8,
+    )
+    return CLIPVisionModelWithProjection(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "metadata"),
+    [(128, 2, None), (64, 4, {"num_heads": "4"}), (1280, 16, None)],
+)
+def test_image_tokens_are_the_state_before_the_last_block(
+    tmp_path: Path, width: int, heads: int, metadata: dict[str, str] | None
+) -> None:
+    theirs = _vision(hidden_size=width, num_attention_heads=heads)
+    path = tmp_path / "clip.safetensors"
+    tensors = {
+        name if name.startswith(("vision_model.", "visual_")) else f"vision_model.{name}": tensor
+        for name, tensor in theirs.state_dict().items()
+    }
+    save_file(tensors, path, metadata=metadata)
+    ours = _image(path)
+    assert ours.model.config.num_attention_heads == heads
+    picture = torch.rand(1, 3, 48, 80) * 2 - 1
+    # the same tower without its last block ends in the state that is wanted, before its final norm
+    tower = theirs.vision_model
+    tower.encoder.layers = tower.encoder.layers[:-1]
+    with torch.inference_mode():
+        expected = tower(pixel_values=resize_for_clip(picture)).last_hidden_state
+    assert torch.allclose(ours.encode(picture), expected, atol=1e-5)
+
+
+def test_image_file_without_prefix_gives_the_same(tmp_path: Path, tiny: TinySet) -> None:
+    tensors = {
+        name.removeprefix("vision_model."): tensor
+        for name, tensor in _tensors(tiny.clip_vision).items()
+    }
+    save_file(tensors, tmp_path / "plain.safetensors", metadata={"num_heads": "4"})
+    picture = torch.rand(1, 3, 32, 32)
+    ours = _image(tmp_path / "plain.safetensors").encode(picture)
+    assert torch.equal(ours, _image(tiny.clip_vision).encode(picture))
+    assert ours.shape == (1, 257, 64)
+
+
+def test_image_file_for_another_picture_size_is_refused(tmp_path: Path) -> None:
+    tensors = _vision(hidden_size=64, num_attention_heads=1).state_dict()
+    name = next(name for name in tensors if name.endswith("position_embedding.weight"))
+    tensors[name] = torch.zeros(145, 64)
+    save_file(dict(tensors), tmp_path / "clip.safetensors")
+    with pytest.raises(WeightsError, match="pictures of 336 pixels"):
+        _image(tmp_path / "clip.safetensors")
+
+
+def test_text_encoder_as_image_encoder_is_refused(tiny: TinySet) -> None:
+    with pytest.raises(WeightsError, match="no CLIP vision tower"):
+        _image(tiny.text_encoder)
