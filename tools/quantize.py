@@ -71,9 +71,9 @@ def _q4_k(blocks: Tensor) -> Tensor:
     affine = _search_affine(x)
     d, scales = _quantize_scales(affine.scale, largest=63)
     d_min, minima = _quantize_scales(affine.minimum, largest=63)
-    values = _q4_k_values(x, d * scales, d_min * minima)
-    d, d_min = _refit(x, scales[..., None] * values, minima, d=d, d_min=d_min)
-    values = _q4_k_values(x, d * scales, d_min * minima).to(torch.uint8).view(-1, 4, 2, 32)
+    scale, minimum = d * scales, d_min * minima
+    values = (x + minimum[..., None]).mul_(_reciprocal(scale)[..., None]).round_().clamp_(0, 15)
+    values = values.to(torch.uint8).view(-1, 4, 2, 32)
     sc, m = scales.to(torch.uint8), minima.to(torch.uint8)
     return torch.cat(
         [
@@ -86,11 +86,6 @@ def _q4_k(blocks: Tensor) -> Tensor:
         ],
         dim=1,
     )
-
-
-def _q4_k_values(x: Tensor, scale: Tensor, minimum: Tensor) -> Tensor:
-    inverse = _reciprocal(scale)[..., None]
-    return ((x + minimum[..., None]) * inverse).round_().clamp_(0, 15)
 
 
 def _search_affine(x: Tensor) -> _Affine:
@@ -115,36 +110,6 @@ def _search_affine(x: Tensor) -> _Affine:
         best_scale = torch.where(better, scale, best_scale)
         best_minimum = torch.where(better, -offset, best_minimum)
     return _Affine(best_scale, best_minimum)
-
-
-def _refit(
-    x: Tensor, levels: Tensor, minima: Tensor, *, d: Tensor, d_min: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Least-squares `d`, `d_min` of `x ~ d * levels - d_min * minima` over each super-block.
-
-    Args:
-        x: Weights, `(n, 8, 32)`.
-        levels: Quantised scale times quantised value, same shape.
-        minima: Quantised minima, `(n, 8)`.
-        d: Kept where the fit has no unique solution of the right sign, `(n, 1)`.
-        d_min: The same.
-
-    Returns:
-        `d` and `d_min`, `(n, 1)`, rounded to float16.
-    """
-    aa = levels.square().sum((1, 2))
-    bb = minima.square().sum(1) * 32
-    ab = (levels.sum(2) * minima).sum(1)
-    ax = (levels * x).sum((1, 2))
-    bx = (x.sum(2) * minima).sum(1)
-    determinant = aa * bb - ab.square()
-    inverse = _reciprocal(determinant)
-    fit, fit_min = (ax * bb - bx * ab) * inverse, (ab * ax - aa * bx) * inverse
-    good = (determinant > 1e-4 * aa * bb) & (fit > 0) & (fit_min > 0)
-    return (
-        torch.where(good[:, None], _to_half(fit[:, None]), d),
-        torch.where(good[:, None], _to_half(fit_min[:, None]), d_min),
-    )
 
 
 def _q6_k(blocks: Tensor) -> Tensor:

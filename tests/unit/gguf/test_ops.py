@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from comfyui_multitalk.tools.quantize import quantize
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
-from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, gguf_ops
+from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, WeightPatch, gguf_ops
 
 IN, OUT = 512, 24
 WRITTEN = ("Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
@@ -92,6 +92,7 @@ def test_gguf_two_loads_keep_their_own_dtype() -> None:
     assert torch.equal(full(x), functional.linear(x, weight, full.bias))
     assert low.bias is not None
     rounded = functional.linear(x.bfloat16(), weight.bfloat16(), low.bias.bfloat16()).float()
+    assert low(x).dtype == torch.float32
     assert torch.equal(low(x), rounded)
     assert torch.equal(full(x), functional.linear(x, weight, full.bias))
     assert not torch.equal(low(x), full(x))
@@ -124,6 +125,14 @@ def test_gguf_linear_forward_changes_nothing_it_was_given() -> None:
     assert torch.equal(linear(x), first)
     assert digest(linear.weight) == before
     assert torch.equal(x, given)
+
+
+def test_gguf_linear_works_where_its_input_is() -> None:
+    linear = layer("Q4_K")
+    linear.patches.append(WeightPatch(normal(OUT, 2), normal(2, IN), scale=1.0))
+    result = linear(normal(5, IN).to("meta"))  # another device that every machine has
+    assert (result.device.type, result.shape) == ("meta", (5, OUT))
+    assert linear.weight.device.type == "cpu"
 
 
 def test_gguf_linear_deepcopy_is_equal_and_separate() -> None:
