@@ -9,12 +9,15 @@ from .config import ApgConfig, AudioConfig, ModelConfig, SamplingConfig
 from .dit import MultiTalkModel
 from .errors import InputError, MultiTalkError, WeightsError
 from .geometry import Box, GridSize, Size
+from .weights import FileKind, Identity, audio_config, identify, model_config, require
 
 __all__ = [
     "ApgConfig",
     "AudioConfig",
     "Box",
+    "FileKind",
     "GridSize",
+    "Identity",
     "InputError",
     "ModelConfig",
     "MultiTalkError",
@@ -22,4 +25,8 @@ __all__ = [
     "SamplingConfig",
     "Size",
     "WeightsError",
+    "audio_config",
+    "identify",
+    "model_config",
+    "require",
 ]
