@@ -6,6 +6,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+
 from comfyui_multitalk.wan_gguf_loader.dequant import PACKED_TYPES, dequantize
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.types import GGML_TYPES, TYPES_BY_NAME
@@ -125,6 +126,17 @@ def test_dequantize_more_than_one_chunk_equals_gguf() -> None:
     blocks = make_blocks("Q4_K", "random", "random", (1 << 12) + 5)  # a chunk is 2^20 elements
     ours = dequantize(torch.from_numpy(blocks), "Q4_K", (len(blocks), 256))
     assert_same_bits(ours, reference(blocks, "Q4_K"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("type_name", sorted(PACKED_TYPES))
+def test_dequantize_on_the_gpu_equals_gguf(type_name: str) -> None:
+    blocks = make_blocks(type_name, "random", "random", 21)
+    shape = (21, TYPES_BY_NAME[type_name].block)
+    ours = dequantize(torch.from_numpy(blocks).cuda(), type_name, shape)
+    assert ours.is_cuda
+    assert_same_bits(ours.cpu(), reference(blocks, type_name))
 
 
 def test_dequantize_rows_that_are_not_contiguous_are_read_right() -> None:
