@@ -301,7 +301,12 @@ class MultiTalkModel(nn.Module):
                 f"The audio tokens span {audio.shape[1]} latent frames but the video has "
                 f"{grid.frames}. Make both for the same segment."
             )
-        num_speakers = audio.shape[2] // self.config.audio.num_tokens
+        num_speakers, rest = divmod(audio.shape[2], self.config.audio.num_tokens)
+        if rest or not num_speakers:
+            raise InputError(
+                f"{audio.shape[2]} audio tokens a frame hold no whole speaker; each has "
+                f"{self.config.audio.num_tokens}. Make them with this model's `project_audio`."
+            )
         if num_speakers == 1:
             return None
         if num_speakers > MAX_SPEAKERS:
