@@ -90,16 +90,15 @@ def _load_linear(
     info = file.tensors[name]
     shape = (layer.out_features, layer.in_features)
     reconcile_shape(info.shape, shape, name=name, path=file.path)
-    if info.type in PACKED_TYPES:
-        if layer.in_features % TYPES_BY_NAME[info.type].block:  # blocks run across rows
-            layer.set_weight(file.dequantize(name, dtype=dtype or torch.float32).view(shape))
-        else:
-            layer.set_weight(file.read(name).view(layer.out_features, -1), type=info.type)
-        return
-    weight = file.read(name).view(shape)
-    if dtype is not None and weight.dtype.itemsize > dtype.itemsize:
-        weight = weight.to(dtype)
-    layer.set_weight(weight)
+    if info.type not in PACKED_TYPES:
+        weight = file.read(name).view(shape)
+        if dtype is not None and weight.dtype.itemsize > dtype.itemsize:
+            weight = weight.to(dtype)
+        layer.set_weight(weight, info.type)
+    elif layer.in_features % TYPES_BY_NAME[info.type].block:  # its blocks run across rows
+        layer.set_weight(file.dequantize(name, dtype=dtype or torch.float32).view(shape), "F32")
+    else:
+        layer.set_weight(file.read(name).view(layer.out_features, -1), info.type)
 
 
 def _load_plain(owner: nn.Module, leaf: str, file: WeightsFile, name: str) -> None:

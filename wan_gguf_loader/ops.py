@@ -122,27 +122,26 @@ class GGUFLinear(nn.Module):
         """Whether the weight is held as packed bytes."""
         return self._packed_type is not None
 
-    def set_weight(self, weight: Tensor, *, type: str | None = None) -> None:
+    def set_weight(self, weight: Tensor, type: str) -> None:
         """Take over a weight as it was read.
 
         Args:
             weight: Packed rows `(out_features, row_bytes)` in uint8, or plain values
-                `(out_features, in_features)`.
-            type: Storage type of packed rows; None for plain values.
+                `(out_features, in_features)` of any floating-point dtype.
+            type: Its storage type in the file; every plain type means plain values.
 
         Raises:
-            GGUFError: If the type is no packed one, or the tensor is not of the layer's shape.
+            GGUFError: If the tensor is not of the layer's shape.
         """
-        if type is not None and type not in PACKED_TYPES:
-            raise GGUFError(f"{type!r} is no packed type; give plain weights without a type.")
-        expected = self._stored_shape(type)
-        if tuple(weight.shape) != expected or (weight.dtype == torch.uint8) != (type is not None):
+        packed_type = type if type in PACKED_TYPES else None
+        expected = self._stored_shape(packed_type)
+        if tuple(weight.shape) != expected or weight.is_floating_point() == bool(packed_type):
             raise GGUFError(
-                f"the {type or 'plain'} weight of a layer with {self.in_features} inputs and "
+                f"the {type} weight of a layer with {self.in_features} inputs and "
                 f"{self.out_features} outputs needs the shape {expected}, not "
                 f"{tuple(weight.shape)} in {weight.dtype}."
             )
-        self._packed_type = type
+        self._packed_type = packed_type
         self.weight = weight
 
     def dequantized_weight(

@@ -8,12 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import dequantize
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from comfyui_multitalk.tools.convert import convert
+from comfyui_multitalk.tools.quantize import quantize
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 from comfyui_multitalk.wan_gguf_loader.load import load_weights
@@ -83,6 +87,22 @@ def test_load_folded_patch_embedding_is_unfolded(tmp_path: Path) -> None:
     model = Model()
     load_weights(model, [open_weights(tmp_path / "folded.gguf")])
     assert torch.equal(model.patch_embedding.weight, tensors()["patch_embedding.weight"])
+
+
+def test_load_blocks_that_run_across_rows_are_decoded(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "folded.gguf", "wan")
+    writer.add_array("comfy.gguf.orig_shape.weight", [16, 16])
+    bytes_of_rows = quantize(normal(8, 32), "Q8_0").numpy()
+    writer.add_tensor("weight", bytes_of_rows, raw_dtype=GGMLQuantizationType.Q8_0)
+    writer.add_tensor("bias", np.zeros(16, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    layer = gguf_ops().Linear(16, 16, device="meta")
+    load_weights(layer, [open_weights(tmp_path / "folded.gguf")])
+    expected = dequantize(bytes_of_rows, GGMLQuantizationType.Q8_0)
+    assert torch.equal(layer.weight, torch.from_numpy(expected).view(16, 16))
 
 
 def test_load_model_runs_as_its_decoded_twin(gguf: Path) -> None:

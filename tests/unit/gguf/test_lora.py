@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from comfyui_multitalk.tools.gguf_writer import Entry, write_gguf
 from comfyui_multitalk.tools.quantize import quantize
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.files import WeightsFile, open_weights
@@ -53,7 +54,7 @@ def model() -> nn.Module:
     made = Model()
     for seed, layer in enumerate(linears(made).values()):
         weight = normal(layer.out_features, layer.in_features, seed=seed)
-        layer.set_weight(quantize(weight, "Q4_K"), type="Q4_K")
+        layer.set_weight(quantize(weight, "Q4_K"), "Q4_K")
         layer.bias = normal(layer.out_features, seed=9)
     return made
 
@@ -121,6 +122,22 @@ def test_lora_kohya_keys_scale_by_alpha_over_rank(model: nn.Module, tmp_path: Pa
     torch.testing.assert_close(
         weight_of(model, "blocks.0.self_attn.k"), expected, rtol=0, atol=1e-6
     )
+
+
+def test_lora_in_a_packed_file_is_decoded(model: nn.Module, tmp_path: Path) -> None:
+    before = weight_of(model)
+    up, down = normal(WIDTH, 32, seed=20), normal(32, WIDTH, seed=30)
+    path = tmp_path / "lora.gguf"
+    entries = [
+        Entry(f"{Q}.lora_B.weight", (WIDTH, 32), "Q8_0"),
+        Entry(f"{Q}.lora_A.weight", (32, WIDTH), "F16"),
+    ]
+    metadata = {"general.architecture": "wan"}
+    write_gguf(path, entries, [quantize(up, "Q8_0"), down.half()], metadata=metadata)
+    file = open_weights(path)
+    assert apply_lora(model, file, 1) == 1
+    product = file.dequantize(f"{Q}.lora_B.weight") @ down.half().float()
+    torch.testing.assert_close(weight_of(model), before + product, rtol=0, atol=1e-6)
 
 
 def test_lora_strength_zero_equals_none(model: nn.Module, tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ def by_gguf(weight: Tensor, type: str) -> Tensor:
 def layer(type: str, *, dtype: torch.dtype | None = None, bias: bool = True) -> GGUFLinear:
     made = gguf_ops(dtype=dtype).Linear(IN, OUT, bias=bias)
     if type in PLAIN:
-        made.set_weight(normal(OUT, IN).to(PLAIN[type]))
+        made.set_weight(normal(OUT, IN).to(PLAIN[type]), type)
     else:
-        made.set_weight(packed(type), type=type)
+        made.set_weight(packed(type), type)
     if made.bias is not None:
         made.bias = normal(OUT, seed=7)
     return made
@@ -198,17 +198,16 @@ def test_gguf_linear_load_state_dict_missing_weight_is_reported() -> None:
     [
         (torch.zeros(OUT, IN, dtype=torch.uint8), "Q4_K", r"needs the shape \(24, 288\)"),
         (torch.zeros(OUT, 288), "Q4_K", "float32"),
-        (torch.zeros(IN, OUT), None, r"needs the shape \(24, 512\)"),
-        (torch.zeros(OUT, IN, dtype=torch.uint8), None, "uint8"),
-        (torch.zeros(OUT, IN), "F32", "no packed type"),
+        (torch.zeros(IN, OUT), "F32", r"needs the shape \(24, 512\)"),
+        (torch.zeros(OUT, IN, dtype=torch.uint8), "F32", "uint8"),
     ],
-    ids=["row_bytes", "not_bytes", "transposed", "bytes_as_plain", "plain_type"],
+    ids=["row_bytes", "not_bytes", "transposed", "bytes_as_plain"],
 )
 def test_gguf_linear_set_weight_misfit_says_what_is_needed(
-    weight: Tensor, type: str | None, message: str
+    weight: Tensor, type: str, message: str
 ) -> None:
     with pytest.raises(GGUFError, match=message):
-        gguf_ops().Linear(IN, OUT).set_weight(weight, type=type)
+        gguf_ops().Linear(IN, OUT).set_weight(weight, type)
 
 
 def test_gguf_linear_repr_names_the_storage_type() -> None:
