@@ -1,0 +1,27 @@
+"""Everything ComfyUI sees of the pack; nodes read inputs, call core and wrap outputs."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .audio import MultiTalkAudioEmbeds
+from .loaders import LoadAdapter, LoadCLIPVision, LoadUMT5, LoadWan, LoadWav2Vec2
+from .sampler import MultiTalkSampler
+from .speakers import MultiTalkSpeaker
+
+
+class MultiTalkExtension(ComfyExtension):
+    """The pack."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """Give every node, in the order of a workflow."""
+        return [
+            LoadWan,
+            LoadAdapter,
+            LoadUMT5,
+            LoadCLIPVision,
+            LoadWav2Vec2,
+            MultiTalkSpeaker,
+            MultiTalkAudioEmbeds,
+            MultiTalkSampler,
+        ]

@@ -1,0 +1,90 @@
+"""MultiTalk Audio Embeds: speakers to audio features and to the video's sound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from comfy_api.latest import io
+
+from ..multitalk_core.audio import Mode, arrange, mix, prepare_voice
+from ..multitalk_core.errors import InputError
+from ..multitalk_core.pipeline import Speech
+from .host.speech import VoiceEncoder
+from .sockets import AudioEmbeds, Speaker, Speakers, SpokenAudio, Wav2Vec2
+
+MAX_SPEAKERS = 2
+"""As many as MultiTalk's weights were trained to tell apart."""
+
+
+class MultiTalkAudioEmbeds(io.ComfyNode):
+    """MultiTalk Audio Embeds."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MTK_AudioEmbeds",
+            display_name="MultiTalk Audio Embeds",
+            category="MultiTalk",
+            description=(
+                "Listens to every speaker: mono, 16 kHz, -23 LUFS, Wav2Vec2 features at 25 per "
+                "second. The video will be as long as the sound."
+            ),
+            search_aliases=["multitalk", "wav2vec2", "audio features"],
+            inputs=[
+                Wav2Vec2.Input("wav2vec2", tooltip="From Load Wav2Vec2."),
+                io.Combo.Input(
+                    "mode",
+                    options=["together", "in_turn"],
+                    default="together",
+                    tooltip=(
+                        "together: every voice begins at its own start. in_turn: each begins when "
+                        "the one before has ended; its start is the pause between them."
+                    ),
+                ),
+                io.Autogrow.Input(
+                    "speakers",
+                    template=io.Autogrow.TemplatePrefix(
+                        Speakers.Input("speaker", tooltip="From MultiTalk Speaker."),
+                        prefix="speaker",
+                        min=1,
+                        max=MAX_SPEAKERS,
+                    ),
+                ),
+            ],
+            outputs=[AudioEmbeds.Output(display_name="audio_embeds")],
+        )
+
+    @classmethod
+    def execute(
+        cls, wav2vec2: VoiceEncoder, mode: Mode, speakers: Mapping[str, Sequence[Speaker]]
+    ) -> io.NodeOutput:
+        people = [person for name in sorted(speakers) for person in speakers[name] or ()]
+        if not 1 <= len(people) <= MAX_SPEAKERS:
+            raise InputError(
+                f"There are {len(people)} speakers; MultiTalk knows 1 or 2. "
+                "Connect one MultiTalk Speaker, or two."
+            )
+        voices = [
+            prepare_voice(
+                person.sound.waveform,
+                sample_rate=person.sound.sample_rate,
+                name=f"Speaker {number}'s voice",
+            )
+            for number, person in enumerate(people, start=1)
+        ]
+        timeline = arrange(voices, mode=mode, starts=[person.start for person in people])
+        spoken = SpokenAudio(
+            speech=Speech(
+                features=tuple(wav2vec2.features(track) for track in timeline.tracks),
+                num_frames=timeline.num_frames,
+            ),
+            regions=tuple(person.region for person in people),
+            sound=mix(
+                [person.sound.waveform for person in people],
+                sample_rates=[person.sound.sample_rate for person in people],
+                starts=timeline.starts,
+                num_frames=timeline.num_frames,
+            ),
+            encoder=wav2vec2.name,
+        )
+        return io.NodeOutput(spoken)

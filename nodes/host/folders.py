@@ -1,0 +1,123 @@
+"""Model files: which a list offers, where they lie, and what to say when one is missing.
+
+ComfyUI's own lists drop .gguf and show pickles. Ours look into the same directories, those of
+`extra_model_paths.yaml` included, under keys of our own; ComfyUI's sets stay as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import folder_paths
+
+from ...multitalk_core.errors import InputError
+
+EXTENSIONS = frozenset({".gguf", ".safetensors", ".sft"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFolder:
+    """One kind of model file.
+
+    Attributes:
+        key: Our name for it in `folder_paths`.
+        sources: ComfyUI's names of the directories it lies in; new files belong in the first.
+        what: What it is, for messages.
+        file: The file most users want.
+        repository: Where to get it.
+    """
+
+    key: str
+    sources: tuple[str, ...]
+    what: str
+    file: str
+    repository: str
+
+    def choices(self) -> list[str]:
+        """List the files a node offers; a hint in their place when there is none."""
+        self._register()
+        return list(folder_paths.get_filename_list(self.key)) or [self._hint()]
+
+    def path(self, name: str) -> Path:
+        """Give the full path of a listed file.
+
+        Raises:
+            InputError: If it is not there; the message says which to get and where to put it.
+        """
+        self._register()
+        found = folder_paths.get_full_path(self.key, name)
+        if found is None or name not in folder_paths.get_filename_list(self.key):
+            raise InputError(self.missing(name))
+        return Path(found)
+
+    def check(self, name: str | None) -> bool | str:
+        """Answer ComfyUI's question whether a chosen name is valid: `True`, or what is wrong."""
+        self._register()
+        if name is None or name in folder_paths.get_filename_list(self.key):  # None: linked
+            return True
+        return self.missing(name)
+
+    def missing(self, name: str) -> str:
+        """Say that a file is missing, which one to get, and where to put it."""
+        folders = folder_paths.folder_names_and_paths[self.key][0]
+        there = folder_paths.get_filename_list(self.key)
+        subject = f"'{name}' is not there" if name != self._hint() else f"There is no {self.what}"
+        stock = (
+            f"; there {'is' if len(there) == 1 else 'are'} {', '.join(there[:8])}" if there else ""
+        )
+        return (
+            f"{subject}{stock}. Get {self.file} from https://huggingface.co/{self.repository}, "
+            f"put it into {folders[0]}, and press R to refresh the lists."
+        )
+
+    def _hint(self) -> str:
+        return f"no file: get {self.file} from {self.repository}"
+
+    def _register(self) -> None:
+        """Set our key to the directories ComfyUI knows now; packs may add some at any time."""
+        folders: list[str] = []
+        for source in self.sources:
+            default = [str(Path(folder_paths.models_dir) / source)]
+            known = folder_paths.folder_names_and_paths.get(source, (default,))[0]
+            # ComfyUI lists 'unet' before 'diffusion_models'; new files belong in the latter.
+            own = [folder for folder in known if Path(folder).name == source]
+            folders += [folder for folder in (*own, *known) if folder not in folders]
+        folder_paths.folder_names_and_paths[self.key] = (folders, set(EXTENSIONS))
+
+
+BASE = ModelFolder(
+    key="mtk_base",
+    sources=("diffusion_models",),
+    what="Wan2.1 image-to-video base",
+    file="wan2.1-i2v-14b-480p-Q4_K_M.gguf",
+    repository="city96/Wan2.1-I2V-14B-480P-gguf",
+)
+ADAPTER = ModelFolder(
+    key="mtk_adapter",
+    sources=("model_patches", "diffusion_models", "loras"),
+    what="MultiTalk adapter",
+    file="multitalk.safetensors",
+    repository="MeiGen-AI/MeiGen-MultiTalk",
+)
+WAV2VEC2 = ModelFolder(
+    key="mtk_wav2vec2",
+    sources=("audio_encoders", "wav2vec2"),
+    what="Wav2Vec2 voice encoder",
+    file="wav2vec2-chinese-base_fp16.safetensors",
+    repository="Kijai/wav2vec2_safetensors",
+)
+TEXT_ENCODER = ModelFolder(
+    key="mtk_text_encoder",
+    sources=("text_encoders",),
+    what="UMT5 text encoder",
+    file="umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+    repository="Comfy-Org/Wan_2.1_ComfyUI_repackaged",
+)
+CLIP_VISION = ModelFolder(
+    key="mtk_clip_vision",
+    sources=("clip_vision",),
+    what="CLIP vision encoder",
+    file="clip_vision_h.safetensors",
+    repository="Comfy-Org/Wan_2.1_ComfyUI_repackaged",
+)

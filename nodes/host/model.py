@@ -1,0 +1,151 @@
+"""MODEL: the Wan2.1 base and the MultiTalk adapter as a native ComfyUI model."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import comfy.supported_models
+import torch
+from torch import nn
+
+from ...multitalk_core.errors import InputError
+from ...multitalk_core.identify import FileKind, identify, require
+from ...multitalk_core.weights import audio_config, model_config
+from ...wan_gguf_loader.files import WeightsFile, open_weights
+from ...wan_gguf_loader.load import load_weights
+from .dit import HostMultiTalk
+from .layers import HostLinear, adopt
+from .patcher import make_patcher, move_to_model, resting_tensor
+
+_NET = "diffusion_model"
+
+_log = logging.getLogger(__name__)
+
+
+class MultiTalkWAN(comfy.model_base.WAN21):
+    """ComfyUI's Wan2.1 image-to-video around our transformer: conditioning, sampling, latents."""
+
+    def __init__(self, net: HostMultiTalk) -> None:
+        config = comfy.supported_models.WAN21_I2V(
+            {"image_model": "wan2.1", "model_type": "i2v", "in_dim": 36, "dim": net.config.dim}
+        )
+        config.set_inference_dtype(net.dtype, net.dtype)
+        # As ComfyUI's own variants of Wan: past WAN21's constructor, which fixes the network.
+        super(comfy.model_base.WAN21, self).__init__(
+            config,
+            comfy.model_base.ModelType.FLOW,
+            device=torch.device("cpu"),
+            unet_model=lambda **_: net,
+        )
+        self.image_to_video = True
+
+
+def load_base(path: Path) -> Any:
+    """Load a Wan2.1 image-to-video file, GGUF or safetensors, as a MODEL.
+
+    A file that already holds the adapter gives a MODEL that can talk.
+
+    Raises:
+        WeightsError: If the file is something else.
+        GGUFError: If it cannot be read.
+    """
+    with open_weights(path) as file:
+        require(
+            identify(file.shapes),
+            (FileKind.BASE_I2V, FileKind.MERGED),
+            source=path.name,
+            place="Load Wan2.1 (GGUF)",
+        )
+        config = model_config(file.shapes, num_heads=file.num_heads, source=path.name)
+        net = HostMultiTalk(config, dtype=compute_dtype(), adapter=path.name)
+        load_weights(net, [file])
+    adopt(net)
+    _log.info("%s: %d blocks of width %d", path.name, config.num_layers, config.dim)
+    return make_patcher(MultiTalkWAN(net))
+
+
+def load_adapter(model: Any, path: Path) -> Any:
+    """Add the MultiTalk adapter to a MODEL, which stays as it is; the base's tensors are shared.
+
+    Raises:
+        InputError: If the MODEL is not ours or can talk already.
+        WeightsError: If the file is no adapter or does not fit the base.
+        GGUFError: If it cannot be read.
+    """
+    base = transformer_of(model)
+    if base.config.audio is not None:
+        raise InputError(
+            "This MODEL has a MultiTalk adapter already. Connect the MODEL of Load Wan2.1 (GGUF)."
+        )
+    with open_weights(path) as file:
+        require(
+            identify(file.shapes),
+            (FileKind.ADAPTER,),
+            source=path.name,
+            place="Load MultiTalk Adapter",
+        )
+        audio = audio_config(file.shapes, base=base.config, source=path.name)
+        config = dataclasses.replace(base.config, audio=audio)
+        net = HostMultiTalk(config, dtype=base.dtype, adapter=path.name)
+        _load_audio_branch(net, file, base=base)
+    adopt(net)
+    _share(net, model)
+    return move_to_model(model, MultiTalkWAN(net))
+
+
+def transformer_of(model: Any) -> HostMultiTalk:
+    """Give the transformer inside a MODEL of ours.
+
+    Raises:
+        InputError: If another loader made the MODEL.
+    """
+    net = getattr(model.model, _NET, None)
+    if isinstance(net, HostMultiTalk):
+        return net
+    raise InputError(
+        f"This MODEL is ComfyUI's {type(model.model).__name__}, which cannot take the MultiTalk "
+        "audio layers. Load the base with Load Wan2.1 (GGUF); it takes safetensors files too."
+    )
+
+
+def compute_dtype() -> torch.dtype:
+    """Give what the transformer computes in: bfloat16, where the device has it."""
+    device = comfy.model_management.get_torch_device()
+    if comfy.model_management.is_device_cpu(device):
+        return torch.float32
+    if comfy.model_management.should_use_bf16(device):
+        return torch.bfloat16
+    return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
+
+
+def _load_audio_branch(net: HostMultiTalk, file: WeightsFile, *, base: HostMultiTalk) -> None:
+    """Load what the adapter adds, seen as a model of its own under the same names."""
+    branch = nn.Module()
+    branch.audio_proj = net.audio_proj
+    branch.blocks = nn.ModuleList()
+    for block, plain in zip(net.blocks, base.blocks, strict=True):
+        added = nn.Module()
+        known = {name for name, _ in plain.named_children()}
+        for name, child in block.named_children():
+            if name not in known:
+                added.add_module(name, child)
+        branch.blocks.append(added)
+    load_weights(branch, [file], dtype=net.dtype)
+
+
+def _share(net: HostMultiTalk, model: Any) -> None:
+    """Give `net` the base's tensors: the same memory, Parameters of its own."""
+    base = transformer_of(model)
+    for path, source in base.named_modules():
+        target = net.get_submodule(path)
+        for leaf, _ in source.named_parameters(recurse=False):
+            name = ".".join(part for part in (_NET, path, leaf) if part)
+            tensor = resting_tensor(model, name)
+            target.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+        if isinstance(source, HostLinear) and isinstance(target, HostLinear):
+            target.take_type(source)

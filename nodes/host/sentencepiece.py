@@ -1,0 +1,83 @@
+"""The tokenizer of a GGUF text encoder: llama.cpp's metadata back to a sentencepiece model.
+
+Writes the protocol buffer `sentencepiece_model.proto` by hand (four messages, six field types), so
+that no protobuf runtime is needed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...multitalk_core.errors import WeightsError
+
+_UNIGRAM = 1
+_VARINT, _BYTES, _FLOAT = 0, 2, 5  # wire types
+
+
+def model_from_gguf(metadata: Mapping[str, Any], *, source: str) -> bytes:
+    """Build a serialised sentencepiece model.
+
+    Args:
+        metadata: Of a GGUF file with a `t5` tokenizer.
+        source: The file's name, for messages.
+
+    Raises:
+        WeightsError: If the file has no such tokenizer.
+    """
+    pieces: Sequence[str] | None = metadata.get("tokenizer.ggml.tokens")
+    if metadata.get("tokenizer.ggml.model") != "t5" or not pieces:
+        raise WeightsError(
+            f"{source} has no sentencepiece tokenizer in its metadata. Take a GGUF of "
+            "https://huggingface.co/city96/umt5-xxl-encoder-gguf, or a safetensors file."
+        )
+    scores = metadata["tokenizer.ggml.scores"]
+    types = metadata["tokenizer.ggml.token_type"]
+    model = b"".join(
+        _field(1, _field(1, piece.encode()) + _float(2, score) + _number(3, kind))
+        for piece, score, kind in zip(pieces, scores, types, strict=True)
+    )
+    model += _field(2, _trainer(metadata))
+    return model + _field(3, _normalizer(metadata))
+
+
+def _trainer(metadata: Mapping[str, Any]) -> bytes:
+    ids = {
+        40: metadata.get("tokenizer.ggml.unknown_token_id", 2),
+        41: metadata.get("tokenizer.ggml.bos_token_id", -1),
+        42: metadata.get("tokenizer.ggml.eos_token_id", 1),
+        43: metadata.get("tokenizer.ggml.padding_token_id", 0),
+    }
+    spec = _number(3, _UNIGRAM)
+    return spec + b"".join(_number(number, int(value)) for number, value in ids.items())
+
+
+def _normalizer(metadata: Mapping[str, Any]) -> bytes:
+    charsmap = bytes(
+        value & 0xFF for value in metadata.get("tokenizer.ggml.precompiled_charsmap", ())
+    )
+    spec = _field(2, charsmap) if charsmap else b""
+    spec += _number(3, int(metadata.get("tokenizer.ggml.add_space_prefix", True)))
+    return spec + _number(4, int(metadata.get("tokenizer.ggml.remove_extra_whitespaces", True)))
+
+
+def _field(number: int, payload: bytes) -> bytes:
+    return _varint(number << 3 | _BYTES) + _varint(len(payload)) + payload
+
+
+def _number(number: int, value: int) -> bytes:
+    return _varint(number << 3 | _VARINT) + _varint(value & 0xFFFFFFFFFFFFFFFF)
+
+
+def _float(number: int, value: float) -> bytes:
+    return _varint(number << 3 | _FLOAT) + struct.pack("<f", value)
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

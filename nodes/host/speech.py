@@ -1,0 +1,55 @@
+"""MTK_WAV2VEC2: the voice encoder under ComfyUI's memory manager."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import torch
+from torch import Tensor, nn
+
+from ...multitalk_core.audio_features import audio_features, load_wav2vec2
+from ...multitalk_core.identify import FileKind, identify, require
+from ...multitalk_core.segments import TAIL_FRAMES
+from ...wan_gguf_loader.files import open_weights
+
+
+class _Wav2Vec2(nn.Module):
+    """Around the model, for the patcher sets `device`, which transformers' models forbid."""
+
+
+class VoiceEncoder:
+    """A Wav2Vec2 and the file it came from.
+
+    Attributes:
+        name: The file's name, for messages.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with open_weights(path) as file:
+            require(
+                identify(file.shapes),
+                (FileKind.WAV2VEC2,),
+                source=path.name,
+                place="Load Wav2Vec2",
+            )
+            tensors = {name: file.dequantize(name) for name in file.tensors}
+            self._model = load_wav2vec2(tensors, num_heads=file.num_heads, source=path.name)
+        self.name = path.name
+        holder = _Wav2Vec2()
+        holder.encoder = self._model
+        self._patcher = comfy.model_patcher.ModelPatcher(
+            holder,
+            load_device=comfy.model_management.get_torch_device(),
+            offload_device=torch.device("cpu"),
+        )
+
+    def features(self, track: Tensor) -> Tensor:
+        """Hear a track `(N,)` at 16 kHz: layers at 25 Hz, `(T, L, C)`, with silence after the end."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        comfy.model_management.load_models_gpu([self._patcher], force_full_load=True)
+        heard = audio_features(
+            self._model, track.to(self._patcher.load_device), tail_frames=TAIL_FRAMES
+        )
+        return heard.cpu()

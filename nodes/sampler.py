@@ -1,0 +1,271 @@
+"""MultiTalk Sampler: photo, voices and prompt to frames, sound and video."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+import torch
+from comfy_api.latest import InputImpl, Types, io, ui
+from torch import Tensor
+
+from ..multitalk_core.config import FPS, ApgConfig, SamplingConfig
+from ..multitalk_core.errors import InputError
+from ..multitalk_core.geometry import Size, aspect_size, bucket_size
+from ..multitalk_core.image import to_photo
+from ..multitalk_core.masks import speaker_masks
+from ..multitalk_core.pipeline import generate
+from .host.session import Session
+from .sockets import AudioEmbeds, SpokenAudio
+
+SizeChoice = Literal["480p", "720p", "longest side"]
+_UPSTREAM = SamplingConfig()
+
+
+class MultiTalkSampler(io.ComfyNode):
+    """MultiTalk Sampler."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MTK_Sampler",
+            display_name="MultiTalk Sampler",
+            category="MultiTalk",
+            description=(
+                "Makes the person in the photo say it: 25 frames a second, as long as the sound, "
+                "segment by segment. The defaults are MultiTalk's own for 480p. With a distilled "
+                "LoRA (lightx2v, FusionX): 4 to 8 steps, shift 2, text guidance 1, audio "
+                "guidance 2."
+            ),
+            search_aliases=["multitalk", "infinitetalk", "talking head", "lip sync"],
+            inputs=[*_sockets(), *_look(), *_method(), *_guidance()],
+            outputs=[
+                io.Image.Output(display_name="frames"),
+                io.Audio.Output(display_name="audio"),
+                io.Video.Output(display_name="video"),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        audio_embeds: SpokenAudio,
+        image: Tensor,
+        positive: list[Any],
+        vae: Any,
+        clip_vision: Any,
+        seed: int,
+        size: SizeChoice,
+        longest_side: int,
+        apg: bool,
+        negative: list[Any] | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        config = SamplingConfig(**settings, apg=ApgConfig() if apg else None)
+        session = Session(model, vae=vae, clip_vision=clip_vision)
+        session.check_features(audio_embeds.speech, encoder=audio_embeds.encoder)
+        photo = to_photo(image)
+        shape = Size(*photo.shape[:2])
+        video_size = _video_size(shape, choice=size, longest_side=longest_side)
+        speech = audio_embeds.speech
+        masks = (
+            speaker_masks(audio_embeds.regions, photo=shape) if speech.num_speakers > 1 else None
+        )
+        with session.open(num_frames=config.segment_frames, size=video_size):
+            segments = generate(
+                session.transformer,
+                session.vae,
+                session.image_encoder,
+                photo=photo,
+                speech=speech,
+                masks=masks,
+                text=_tokens(positive, "positive"),
+                negative_text=None if negative is None else _tokens(negative, "negative"),
+                size=video_size,
+                config=config,
+                generator=torch.Generator().manual_seed(seed),
+                device=session.device,
+                dtype=session.dtype,
+                on_step=session.reporter(),
+            )
+            frames = _collect(segments, num_frames=speech.num_frames, size=video_size)
+        return _outputs(frames, audio_embeds)
+
+
+def _sockets() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="From Load MultiTalk Adapter, with or without LoRAs."),
+        AudioEmbeds.Input("audio_embeds", tooltip="From MultiTalk Audio Embeds."),
+        io.Image.Input("image", tooltip="The photo; the first of a batch is taken."),
+        io.Conditioning.Input("positive", tooltip="What is to be seen, from CLIP Text Encode."),
+        io.Conditioning.Input(
+            "negative",
+            optional=True,
+            tooltip="What is not; needed unless the text guidance is 1.",
+        ),
+        io.Vae.Input("vae", tooltip="wan_2.1_vae, from Load VAE."),
+        io.ClipVision.Input(
+            "clip_vision", tooltip="From Load CLIP Vision; each segment encodes its own picture."
+        ),
+    ]
+
+
+def _look() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**64 - 1,
+            control_after_generate=True,
+            tooltip="Of the noise.",
+        ),
+        io.Combo.Input(
+            "size",
+            options=list(get_args(SizeChoice)),
+            default="480p",
+            tooltip=(
+                "480p, 720p: the size of about 640x640 or 960x960 pixels that is nearest to the "
+                "photo's aspect, from upstream's table. longest side: the photo's own aspect. "
+                "Snapped to 16 pixels."
+            ),
+        ),
+        io.Int.Input(
+            "longest_side",
+            default=832,
+            min=16,
+            max=4096,
+            step=16,
+            tooltip="Pixels of the longer side, when size is 'longest side'.",
+        ),
+    ]
+
+
+def _method() -> list[io.Input]:
+    return [
+        io.Combo.Input(
+            "method",
+            options=["multitalk", "infinitetalk"],
+            default=_UPSTREAM.method,
+            tooltip=(
+                "The method your adapter was trained for; the files look alike and cannot tell. "
+                "InfiniteTalk wants 9 motion frames."
+            ),
+        ),
+        io.Int.Input(
+            "segment_frames",
+            default=_UPSTREAM.segment_frames,
+            min=5,
+            max=1001,
+            step=4,
+            tooltip="Frames sampled at once, 4n + 1; 81 is 3.24 seconds. More takes more memory.",
+        ),
+        io.Int.Input(
+            "motion_frames",
+            default=_UPSTREAM.motion_frames,
+            min=1,
+            max=997,
+            step=4,
+            tooltip=(
+                "Frames a segment takes over from the one before, 4n + 1: MultiTalk 25, "
+                "InfiniteTalk 9."
+            ),
+        ),
+        io.Float.Input(
+            "color_match",
+            default=_UPSTREAM.color_match,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            tooltip="How far colours are pulled to the photo's; keeps long videos from drifting.",
+        ),
+    ]
+
+
+def _guidance() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "steps",
+            default=_UPSTREAM.steps,
+            min=1,
+            max=1000,
+            tooltip="Sampling steps of each segment: 40, or 4 to 8 with a distilled LoRA.",
+        ),
+        io.Float.Input(
+            "shift",
+            default=_UPSTREAM.shift,
+            min=0.01,
+            max=100.0,
+            step=0.01,
+            tooltip="Shift of the noise schedule: 7 at 480p, 11 at 720p, 2 with a distilled LoRA.",
+        ),
+        io.Float.Input(
+            "text_guidance",
+            default=_UPSTREAM.text_guidance,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="Scale of the text guidance. 1 leaves it out and saves a pass of three.",
+        ),
+        io.Float.Input(
+            "audio_guidance",
+            default=_UPSTREAM.audio_guidance,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            tooltip="Scale of the audio guidance; more moves the lips more. 1 leaves it out.",
+        ),
+        io.Float.Input(
+            "audio_strength",
+            default=_UPSTREAM.audio_strength,
+            min=0.0,
+            max=10.0,
+            step=0.05,
+            tooltip="Multiplier of what the voices add to the picture; 0 is the base model.",
+        ),
+        io.Boolean.Input(
+            "apg",
+            default=False,
+            tooltip="Adaptive projected guidance: less saturation at high guidance.",
+        ),
+    ]
+
+
+def _video_size(photo: Size, *, choice: SizeChoice, longest_side: int) -> Size:
+    if choice == "longest side":
+        return aspect_size(photo, longest_side=longest_side)
+    return bucket_size(photo, resolution=choice)
+
+
+def _tokens(conditioning: list[Any], name: str) -> Tensor:
+    """Give the tokens `(1, L, D)` of a CONDITIONING."""
+    if len(conditioning) != 1:
+        raise InputError(
+            f"The {name} conditioning holds {len(conditioning)} prompts; one is needed. "
+            "Connect CLIP Text Encode directly."
+        )
+    tokens: Tensor = conditioning[0][0]
+    return tokens[:1].float()
+
+
+def _collect(segments: Iterable[Tensor], *, num_frames: int, size: Size) -> Tensor:
+    """Join segments `(3, T, H, W)` in [-1, 1] to ComfyUI's IMAGE, `(T, H, W, 3)` in 0 to 1."""
+    video = torch.empty(num_frames, *size, 3)
+    done = 0
+    for segment in segments:
+        frames = video[done : done + segment.shape[1]]
+        frames.copy_(segment.movedim(0, -1)).add_(1).div_(2).clamp_(0, 1)
+        done += segment.shape[1]
+    return video
+
+
+def _outputs(frames: Tensor, spoken: SpokenAudio) -> io.NodeOutput:
+    audio = {"waveform": spoken.sound.waveform, "sample_rate": spoken.sound.sample_rate}
+    video = InputImpl.VideoFromComponents(
+        Types.VideoComponents(images=frames, audio=audio, frame_rate=Fraction(FPS))
+    )
+    num_frames, height, width, _ = frames.shape
+    summary = f"{width} x {height} pixels, {num_frames} frames = {num_frames / FPS:.2f} s"
+    return io.NodeOutput(frames, audio, video, ui=ui.PreviewText(summary))

@@ -1,0 +1,48 @@
+"""Socket types of our own, and what travels through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..multitalk_core.audio import Sound
+from ..multitalk_core.geometry import Box
+from ..multitalk_core.pipeline import Speech
+
+Wav2Vec2 = io.Custom("MTK_WAV2VEC2")
+Speakers = io.Custom("MULTITALK_SPEAKERS")
+AudioEmbeds = io.Custom("MULTITALK_AUDIO")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speaker:
+    """One person of the video; `MULTITALK_SPEAKERS` is a tuple of them.
+
+    Attributes:
+        sound: The recording as it came.
+        region: Where the person is in the photo: a mask `(H, W)`, a box, or `None` for the default.
+        start: When the voice begins, in seconds; in turn, the pause before it.
+    """
+
+    sound: Sound
+    region: Tensor | Box | None
+    start: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpokenAudio:
+    """What `MULTITALK_AUDIO` carries.
+
+    Attributes:
+        speech: Audio features of every speaker.
+        regions: Where each speaker is in the photo.
+        sound: The mixed recordings, as long as the video.
+        encoder: The Wav2Vec2 file that heard them, for messages.
+    """
+
+    speech: Speech
+    regions: tuple[Tensor | Box | None, ...]
+    sound: Sound
+    encoder: str

@@ -1,0 +1,95 @@
+"""Speaker: one voice, and where in the photo the person is who says it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..multitalk_core.audio import Sound
+from ..multitalk_core.errors import InputError
+from ..multitalk_core.geometry import Box
+from .sockets import Speaker, Speakers
+
+_MAX_PIXELS = 16384
+
+
+def _side(name: str, what: str) -> io.Int.Input:
+    return io.Int.Input(
+        name,
+        default=0,
+        min=0,
+        max=_MAX_PIXELS,
+        tooltip=f"{what} edge of a box around the person, in pixels of the photo; all 0: no box.",
+    )
+
+
+class MultiTalkSpeaker(io.ComfyNode):
+    """Speaker."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MTK_Speaker",
+            display_name="MultiTalk Speaker",
+            category="MultiTalk",
+            description=(
+                "A voice and the person who speaks. One person alone needs no mask and no box; two "
+                "people without them are taken as the left and the right half of the photo."
+            ),
+            search_aliases=["multitalk", "voice", "person"],
+            inputs=[
+                io.Audio.Input("audio", tooltip="The voice, 0.4 seconds or longer, at any rate."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the person is, of the photo's size.",
+                ),
+                _side("left", "Left"),
+                _side("top", "Top"),
+                _side("right", "Right"),
+                _side("bottom", "Bottom"),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=3600.0,
+                    step=0.04,
+                    tooltip=(
+                        "When the voice begins, in seconds. With voices in turn: the pause "
+                        "before it."
+                    ),
+                ),
+            ],
+            outputs=[Speakers.Output(display_name="speaker")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        audio: Mapping[str, Any],
+        left: int,
+        top: int,
+        right: int,
+        bottom: int,
+        start: float,
+        mask: Tensor | None = None,
+    ) -> io.NodeOutput:
+        box = Box(left, top, right, bottom)
+        if mask is not None and any(box):
+            raise InputError(
+                "This speaker has a mask and a box. Disconnect the mask, or set the box to 0."
+            )
+        sound = Sound(audio["waveform"], int(audio["sample_rate"]))
+        region = (box if any(box) else None) if mask is None else _one_mask(mask)
+        return io.NodeOutput((Speaker(sound=sound, region=region, start=start),))
+
+
+def _one_mask(mask: Tensor) -> Tensor:
+    if mask.ndim == 3 and mask.shape[0] != 1:
+        raise InputError(
+            f"The speaker's mask is a batch of {mask.shape[0]}. Connect one mask per speaker."
+        )
+    return mask.reshape(mask.shape[-2:])
