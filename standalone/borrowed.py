@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..multitalk_core.errors import WeightsError
+from ..multitalk_core.weights import has_fp8_scales
 from ..wan_gguf_loader.files import WeightsFile
-
-_SCALE_SUFFIXES = (".scale_weight", ".weight_scale", ".weight_scale_2", "scaled_fp8")
 
 
 def fill(
@@ -36,7 +35,11 @@ def fill(
     Raises:
         WeightsError: If a tensor is missing, has another shape, or needs scales to be read.
     """
-    require_unscaled(file)
+    if has_fp8_scales(file.shapes):
+        raise WeightsError(
+            f"{file.path.name} holds scaled fp8 weights, which this place cannot read. "
+            "Get the fp16 or bf16 file of the same model."
+        )
     expected = model.state_dict()
     absent = [names[name] for name in expected if names[name] not in file.tensors]
     if absent:
@@ -56,19 +59,6 @@ def fill(
     model.load_state_dict(tensors, assign=True)
     model.requires_grad_(False)
     model.eval()
-
-
-def require_unscaled(file: WeightsFile) -> None:
-    """Refuse a file whose weights mean nothing without the scales stored beside them.
-
-    Raises:
-        WeightsError: If the file holds scaled fp8 weights.
-    """
-    if any(name.endswith(_SCALE_SUFFIXES) for name in file.tensors):
-        raise WeightsError(
-            f"{file.path.name} holds scaled fp8 weights, which this place cannot read. "
-            "Get the fp16 or bf16 file of the same model."
-        )
 
 
 def count_layers(file: WeightsFile, prefix: str) -> int:

@@ -29,6 +29,7 @@ _CLIP_PIXELS = 224
 _VIT_H = (1280, 16)
 """Width and heads of ViT-H, whose head width of 80 is the exception; elsewhere it is 64."""
 _PREFIX = "vision_model."
+_LAYERS = f"{_PREFIX}encoder.layers."
 _TOKENIZER = "spiece_model"
 _SPACES = re.compile(r"\s+")
 
@@ -143,17 +144,17 @@ def load_image_encoder(
     Raises:
         WeightsError: If the file is no CLIP vision tower, or one for another picture size.
     """
-    shapes = {name.removeprefix(_PREFIX): shape for name, shape in file.shapes.items()}
+    shapes = file.shapes
     needed = (
-        "embeddings.patch_embedding.weight",
-        "embeddings.position_embedding.weight",
-        "encoder.layers.0.mlp.fc1.weight",
+        f"{_PREFIX}embeddings.patch_embedding.weight",
+        f"{_PREFIX}embeddings.position_embedding.weight",
+        f"{_LAYERS}0.mlp.fc1.weight",
     )
     absent = [name for name in needed if name not in shapes]
     if absent:
         raise WeightsError(
             f"{file.path.name} is no CLIP vision tower with the tensor names of transformers: it "
-            f"has no '{_PREFIX}{absent[0]}'. Get clip_vision_h.safetensors."
+            f"has no {absent[0]!r}. Get clip_vision_h.safetensors."
         )
     (hidden_size, _, patch_size, _), (num_positions, _), (intermediate_size, _) = (
         shapes[name] for name in needed
@@ -173,7 +174,7 @@ def load_image_encoder(
     config = CLIPVisionConfig(
         hidden_size=hidden_size,
         intermediate_size=intermediate_size,
-        num_hidden_layers=_count_clip_layers(file),
+        num_hidden_layers=count_layers(file, _LAYERS),
         num_attention_heads=num_heads,
         image_size=image_size,
         patch_size=patch_size,
@@ -181,17 +182,12 @@ def load_image_encoder(
     )
     with torch.device("meta"):
         model = CLIPVisionModel(config)
-    stored = {name.removeprefix(_PREFIX): name for name in file.tensors}
-    names = {name: stored.get(name.removeprefix(_PREFIX), name) for name in model.state_dict()}
+    # transformers 5 leaves the files' prefix out of the class, 4 has it there too
+    names = {name: _PREFIX + name.removeprefix(_PREFIX) for name in model.state_dict()}
     fill(model, file, names=names, dtype=dtype)
-    embeddings = model.get_submodule("embeddings")
+    embeddings = getattr(model, "vision_model", model).embeddings
     embeddings.position_ids = torch.arange(num_positions)[None]  # a buffer no file holds
     return VisionEncoder(model, device=device)
-
-
-def _count_clip_layers(file: WeightsFile) -> int:
-    prefix = "encoder.layers."
-    return count_layers(file, _PREFIX + prefix) or count_layers(file, prefix)
 
 
 def _load_tokenizer(file: WeightsFile, *, vocab_size: int) -> SentencePieceProcessor:

@@ -194,18 +194,6 @@ def test_image_tokens_are_the_state_before_the_last_block(
     assert torch.allclose(ours.encode(picture), expected, atol=1e-5)
 
 
-def test_image_file_without_prefix_gives_the_same(tmp_path: Path, tiny: TinySet) -> None:
-    tensors = {
-        name.removeprefix("vision_model."): tensor
-        for name, tensor in _tensors(tiny.clip_vision).items()
-    }
-    save_file(tensors, tmp_path / "plain.safetensors", metadata={"num_heads": "4"})
-    picture = torch.rand(1, 3, 32, 32)
-    ours = _image(tmp_path / "plain.safetensors").encode(picture)
-    assert torch.equal(ours, _image(tiny.clip_vision).encode(picture))
-    assert ours.shape == (1, 257, 64)
-
-
 def test_image_file_for_another_picture_size_is_refused(tmp_path: Path) -> None:
     tensors = _vision(hidden_size=64, num_attention_heads=1).state_dict()
     name = next(name for name in tensors if name.endswith("position_embedding.weight"))

@@ -1,0 +1,301 @@
+"""The command line of `multitalk`: arguments to a `Request`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ..multitalk_core.config import SamplingConfig
+from ..multitalk_core.errors import InputError
+from ..multitalk_core.geometry import Box, Size
+from .request import (
+    MOTION_FRAMES,
+    NEGATIVE_PROMPT,
+    Lora,
+    ModelFiles,
+    Request,
+    Speaker,
+    preset_sampling,
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a mistake on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. See `{self.prog} --help`.")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; `command` of the result is `generate` or `inspect`.
+
+    Raises:
+        InputError: If an argument is unknown, missing or malformed.
+    """
+    parser = _Parser(prog="multitalk", description="A photo and a voice to a talking video.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    generate = commands.add_parser("generate", help="make a video", formatter_class=_Help)
+    inspect = commands.add_parser("inspect", help="say what a weights file is")
+    inspect.add_argument("file", type=Path, metavar="FILE", help="GGUF or safetensors file")
+    inspect.add_argument("--json", action="store_true", help="write JSON to standard output")
+    _add_inputs(generate)
+    _add_files(generate)
+    _add_sampling(generate)
+    _add_run(generate)
+    return parser.parse_args(arguments)
+
+
+def build_request(options: argparse.Namespace) -> Request:
+    """Turn the parsed arguments of `generate` into a request.
+
+    Raises:
+        InputError: If they do not fit together, or a setting is out of range.
+    """
+    settings = preset_sampling(options.preset, size=options.size)
+    settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
+    return Request(
+        image=options.image,
+        speakers=_speakers(options),
+        mode=options.mode,
+        prompt=options.prompt,
+        negative_prompt=options.negative_prompt,
+        files=ModelFiles(
+            base=options.base,
+            adapter=options.adapter,
+            loras=tuple(options.lora),
+            wav2vec2=options.wav2vec,
+            vae=options.vae,
+            text_encoder=options.text_encoder,
+            clip_vision=options.clip_vision,
+        ),
+        sampling=SamplingConfig(
+            method=options.method,
+            steps=int(settings["steps"]),
+            shift=settings["shift"],
+            text_guidance=settings["text_guidance"],
+            audio_guidance=settings["audio_guidance"],
+            audio_strength=options.audio_strength,
+            segment_frames=options.segment_frames,
+            motion_frames=options.motion_frames or MOTION_FRAMES[options.method],
+        ),
+        size=options.size,
+        seed=options.seed,
+        device=options.device,
+        dtype=options.dtype,
+        offload=options.offload,
+        output=options.output,
+    )
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what the video shows")
+    add = group.add_argument
+    add("--image", type=Path, required=True, metavar="PHOTO", help="photo of the speakers")
+    add(
+        "--audio",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="VOICE",
+        help="a voice; once per speaker",
+    )
+    add(
+        "--mask",
+        dest="regions",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="where a speaker is, white on black; once per --audio, in the same order",
+    )
+    add(
+        "--box",
+        dest="regions",
+        type=_box,
+        action="append",
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+        help="the same in pixels of the photo",
+    )
+    add(
+        "--start",
+        type=float,
+        action="append",
+        default=[],
+        metavar="SECONDS",
+        help="silence before a voice; once per --audio, in the same order",
+    )
+    add(
+        "--mode",
+        choices=("together", "in_turn"),
+        default="together",
+        help="voices at once, or one after another",
+    )
+    add("--prompt", required=True, metavar="TEXT", help="what the video shows")
+    add("--negative-prompt", default=NEGATIVE_PROMPT, metavar="TEXT", help="what it should not")
+    add(
+        "--size",
+        type=_size,
+        default="480p",
+        metavar="480p|720p|WxH|LONGEST",
+        help="upstream's table, exact pixels, or the longest side in pixels",
+    )
+    add("-o", "--output", type=Path, required=True, metavar="VIDEO", help="the .mp4 to write")
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("weights (GGUF or safetensors)")
+
+    def add(name: str, what: str, *, required: bool = True) -> None:
+        group.add_argument(name, type=Path, required=required, metavar="FILE", help=what)
+
+    add("--base", "Wan2.1 image-to-video")
+    add("--adapter", "MultiTalk or InfiniteTalk; not for a base that has it", required=False)
+    add("--wav2vec", "Wav2Vec2")
+    add("--vae", "Wan2.1 VAE")
+    add("--text-encoder", "UMT5 with its tokenizer")
+    add("--clip-vision", "CLIP ViT-H")
+    group.add_argument(
+        "--lora", type=_lora, action="append", default=[], metavar="FILE:STRENGTH",
+        help="a LoRA of the base; may be given several times",
+    )  # fmt: skip
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    add = group.add_argument
+    defaults = SamplingConfig()
+    add(
+        "--method",
+        choices=("multitalk", "infinitetalk"),
+        default=defaults.method,
+        help="what the adapter was trained for",
+    )
+    add(
+        "--preset",
+        choices=("quality", "quick"),
+        default="quality",
+        help="quick is for a distilled LoRA; the settings below override it",
+    )
+    add("--steps", type=int, metavar="N", help="steps per segment (40, quick 8)")
+    add("--shift", type=float, metavar="X", help="of the schedule (7, at 720p 11, quick 2)")
+    add("--text-guidance", type=float, metavar="X", help="1 leaves it out (5, quick 1)")
+    add("--audio-guidance", type=float, metavar="X", help="1 leaves it out (4, quick 2)")
+    add(
+        "--audio-strength",
+        type=float,
+        default=defaults.audio_strength,
+        metavar="X",
+        help="factor of the audio layers",
+    )
+    add(
+        "--segment-frames",
+        type=int,
+        default=defaults.segment_frames,
+        metavar="N",
+        help="frames sampled at once, 4n + 1",
+    )
+    add(
+        "--motion-frames",
+        type=int,
+        default=None,
+        metavar="N",
+        help="frames a segment takes over, 4n + 1 (25, infinitetalk 9)",
+    )
+    add("--seed", type=int, default=42, metavar="N", help="of all noise")  # fmt: skip
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("how it runs")
+    add = group.add_argument
+    add("--device", metavar="NAME", help="cuda, cuda:1, cpu ... (a CUDA card if there is one)")
+    add("--dtype", choices=("float32", "bfloat16"), help="(bfloat16, on a CPU float32)")
+    add(
+        "--offload",
+        choices=("auto", "none", "blocks"),
+        default="auto",
+        help="blocks streams the transformer from main memory, auto if the card is too small",
+    )
+    add("--json", action="store_true", help="write a summary as JSON to standard output")
+    add("--quiet", action="store_true", help="no progress bar")  # fmt: skip
+
+
+def _speakers(options: argparse.Namespace) -> tuple[Speaker, ...]:
+    voices: list[Path] = options.audio
+    if not voices:
+        raise InputError("There is no voice. Give at least one with --audio FILE.")
+    for name, values in (("masks and boxes", options.regions), ("starts", options.start)):
+        if len(values) > len(voices):
+            raise InputError(
+                f"There are {len(values)} {name} for {len(voices)} voices. "
+                "Give at most one per --audio."
+            )
+    missing = [None] * len(voices)
+    starts = (options.start + [0.0] * len(voices))[: len(voices)]
+    return tuple(map(Speaker, voices, [*options.regions, *missing], starts))
+
+
+def _argument(convert: Callable[[str], object]) -> Callable[[str], object]:
+    """Pass the sentence of an `InputError` on to argparse, which names the argument."""
+
+    def converted(text: str) -> object:
+        try:
+            return convert(text)
+        except InputError as reason:
+            raise argparse.ArgumentTypeError(str(reason)) from reason
+
+    return converted
+
+
+def _whole_numbers(text: str, separator: str, count: int) -> tuple[int, ...] | None:
+    parts = text.split(separator)
+    if len(parts) != count or not all(part.strip().isascii() for part in parts):
+        return None
+    try:
+        return tuple(int(part) for part in parts)
+    except ValueError:
+        return None
+
+
+@_argument
+def _box(text: str) -> Box:
+    numbers = _whole_numbers(text, ",", 4)
+    if numbers is None:
+        raise InputError(
+            f"{text!r} is no box; give left,top,right,bottom in pixels, as 10,20,90,99"
+        )
+    return Box(*numbers)
+
+
+@_argument
+def _size(text: str) -> str | Size | int:
+    if text in ("480p", "720p"):
+        return text
+    if (sides := _whole_numbers(text.lower(), "x", 2)) and min(sides) > 0:
+        return Size(height=sides[1], width=sides[0])
+    if (longest := _whole_numbers(text, ",", 1)) and longest[0] > 0:
+        return longest[0]
+    raise InputError(
+        f"{text!r} is no size; give 480p, 720p, WIDTHxHEIGHT such as 832x480, or the longest side"
+    )
+
+
+@_argument
+def _lora(text: str) -> Lora:
+    path, colon, strength = text.rpartition(":")
+    try:
+        factor = float(strength)
+    except ValueError:
+        return Lora(Path(text), 1.0)  # no strength, and a colon would be part of the name
+    if not colon or not path or not math.isfinite(factor):
+        raise InputError(f"{text!r} is no LoRA; give FILE:STRENGTH, as distilled.safetensors:1.0")
+    return Lora(Path(path), factor)

@@ -1,0 +1,90 @@
+"""The `multitalk` command: `generate` a video, `inspect` a weights file.
+
+Exit codes: 0 done, 2 for an input that cannot be used (one line on standard error), 130 for Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+
+import torch
+from tqdm import tqdm
+
+from ..multitalk_core.errors import MultiTalkError
+from ..multitalk_core.pipeline import Step
+from ..wan_gguf_loader.errors import GGUFError
+from .arguments import build_request, parse
+from .inspection import inspect_file
+
+_BAD_INPUT = 2
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: Without the program's name; `None` takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        options = parse(arguments)
+        return _inspect(options) if options.command == "inspect" else _generate(options)
+    except (MultiTalkError, GGUFError) as reason:
+        return _fail(str(reason))
+    except torch.OutOfMemoryError:
+        return _fail(
+            "The card has too little memory. Use --offload blocks, a smaller --size or fewer "
+            "--segment-frames."
+        )
+    except KeyboardInterrupt:
+        sys.stderr.write("multitalk: interrupted; no video was written\n")
+        return _INTERRUPTED
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from .run import run  # takes seconds to import, which `inspect` and `--help` need not wait for
+
+    request = build_request(options)
+    with tqdm(unit="step", disable=options.quiet, dynamic_ncols=True) as bar:
+
+        def advance(step: Step) -> None:
+            bar.total = step.num_segments * step.num_steps
+            bar.set_description(f"segment {step.segment + 1}/{step.num_segments}", refresh=False)
+            bar.update()
+
+        summary = run(request, on_step=advance)
+    if options.json:
+        sys.stdout.write(json.dumps(dataclasses.asdict(summary)) + "\n")
+    else:
+        sys.stdout.write(
+            f"{summary.output}: {summary.frames} frames, {summary.seconds:.2f} s, "
+            f"{summary.width}x{summary.height}, seed {summary.seed}\n"
+        )
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    inspection = inspect_file(options.file)
+    if options.json:
+        sys.stdout.write(json.dumps(dataclasses.asdict(inspection)) + "\n")
+    else:
+        sys.stdout.write(inspection.lines())
+    return 0
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"multitalk: error: {' '.join(message.split())}\n")
+    return _BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What the command is asked for: files, speakers and settings of one video."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from ..multitalk_core.config import Method, SamplingConfig
+from ..multitalk_core.geometry import Box, Resolution, Size
+
+Mode = Literal["together", "in_turn"]
+Preset = Literal["quality", "quick"]
+Offload = Literal["auto", "none", "blocks"]
+
+NEGATIVE_PROMPT = (
+    "bright tones, overexposed, static, blurred details, subtitles, style, works, paintings, "
+    "images, static, overall gray, worst quality, low quality, JPEG compression residue, ugly, "
+    "incomplete, extra fingers, poorly drawn hands, poorly drawn faces, deformed, disfigured, "
+    "misshapen limbs, fused fingers, still picture, messy background, three legs, many people in "
+    "the background, walking backwards"
+)
+"""Upstream's, in MultiTalk `wan/configs/wan_multitalk_14B.py`."""
+
+MOTION_FRAMES: dict[Method, int] = {"multitalk": 25, "infinitetalk": 9}
+"""Frames a later segment takes over: the default of each upstream command line."""
+
+
+class Lora(NamedTuple):
+    """A LoRA file and the factor on it."""
+
+    path: Path
+    strength: float
+
+
+class Speaker(NamedTuple):
+    """One voice.
+
+    Attributes:
+        audio: File of the recording.
+        region: Mask file or box of the speaker in the photo; `None` where there is no doubt.
+        start: Seconds of silence before the voice.
+    """
+
+    audio: Path
+    region: Path | Box | None
+    start: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFiles:
+    """The weights. Without an `adapter` the base must have one merged in."""
+
+    base: Path
+    adapter: Path | None
+    loras: tuple[Lora, ...]
+    wav2vec2: Path
+    vae: Path
+    text_encoder: Path
+    clip_vision: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """One video.
+
+    Attributes:
+        image: Photo file.
+        speakers: Voices in order.
+        mode: Whether the voices sound `together` or `in_turn`.
+        prompt: What the video shows.
+        negative_prompt: What it should not show; used unless the text guidance is 1.
+        files: The weights.
+        sampling: How to sample.
+        size: A bucket table, an exact size, or the longest side in pixels.
+        seed: Of all noise.
+        device: Where to compute, such as `cuda`; `None` takes a CUDA card if there is one.
+        dtype: `float32` or `bfloat16`; `None` takes bfloat16 on a card and float32 on a CPU.
+        offload: Whether the transformer's blocks are streamed from main memory.
+        output: The video file.
+    """
+
+    image: Path
+    speakers: tuple[Speaker, ...]
+    mode: Mode
+    prompt: str
+    negative_prompt: str
+    files: ModelFiles
+    sampling: SamplingConfig
+    size: Resolution | Size | int
+    seed: int
+    device: str | None
+    dtype: Literal["float32", "bfloat16"] | None
+    offload: Offload
+    output: Path
+
+
+def preset_sampling(preset: Preset, *, size: Resolution | Size | int) -> dict[str, float]:
+    """Give the sampling settings of a preset.
+
+    Args:
+        preset: `quality` is upstream's way; `quick` is for a distilled LoRA.
+        size: Of the video; upstream shifts its 720p table further.
+    """
+    if preset == "quick":
+        return {"steps": 8, "shift": 2.0, "text_guidance": 1.0, "audio_guidance": 2.0}
+    shift = 11.0 if size == "720p" else 7.0
+    return {"steps": 40, "shift": shift, "text_guidance": 5.0, "audio_guidance": 4.0}

@@ -1,0 +1,328 @@
+"""One video from request to file: read, check, load, hear, sample, write.
+
+The order puts what fails cheaply first: a wrong photo, voice or weights file is reported before
+the long loading, and the video file is begun before the long sampling. The method itself is
+`multitalk_core.pipeline.generate`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+if sys.platform != "win32":
+    import resource
+
+from ..multitalk_core.audio import Sound, Timeline, arrange, mix, prepare_voice
+from ..multitalk_core.audio_features import audio_features
+from ..multitalk_core.config import FPS
+from ..multitalk_core.dit import MultiTalkModel
+from ..multitalk_core.errors import InputError
+from ..multitalk_core.geometry import Size, aspect_size, bucket_size, snap_size, token_grid
+from ..multitalk_core.guidance import needs_negative_text
+from ..multitalk_core.image import to_photo
+from ..multitalk_core.masks import fit_masks, speaker_masks, to_tokens
+from ..multitalk_core.pipeline import Speech, Step, generate
+from ..multitalk_core.segments import TAIL_FRAMES
+from .borrowed import on_device
+from .encoders import VisionEncoder, load_image_encoder, load_text_encoder
+from .media import read_mask, read_photo, read_voice
+from .request import Request
+from .streaming import place
+from .vae import WanVAE, load_vae
+from .video import VideoWriter, require_target
+from .weights import OpenFiles
+
+_MAX_SPEAKERS = 2
+"""Speakers the released adapters tell apart."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """What came out.
+
+    Attributes:
+        output: The video file.
+        frames: Number of frames.
+        fps: Frames per second.
+        seconds: Length of the video.
+        width: In pixels.
+        height: In pixels.
+        seed: Of the noise.
+        device: Where it was computed.
+        dtype: In which type.
+        streamed: Whether the transformer's blocks came from main memory one by one.
+        timings: Seconds each stage took.
+        peak_memory_bytes: Of the card; on a CPU of the process, `None` where that is unknown.
+    """
+
+    output: str
+    frames: int
+    fps: int
+    seconds: float
+    width: int
+    height: int
+    seed: int
+    device: str
+    dtype: str
+    streamed: bool
+    timings: dict[str, float]
+    peak_memory_bytes: int | None
+
+
+class _Scene(NamedTuple):
+    """The photo and who is where in it."""
+
+    photo: Tensor
+    masks: Tensor
+    size: Size
+
+
+class _Voices(NamedTuple):
+    """What is heard, by the model and by the viewer."""
+
+    timeline: Timeline
+    sound: Sound
+
+
+class _Text(NamedTuple):
+    """Encoded prompts, `(1, L, D)`; the negative one where the guidance asks for it."""
+
+    prompt: Tensor
+    negative: Tensor | None
+
+
+class _Models(NamedTuple):
+    """What samples, encodes and decodes."""
+
+    transformer: MultiTalkModel
+    vae: WanVAE
+    image_encoder: VisionEncoder
+    streamed: bool
+
+
+class _Stopwatch:
+    """Collects the seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - began, 3)
+        _log.info("%s: %.1f s", name, self.seconds[name])
+
+
+def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> Summary:
+    """Make the video.
+
+    Args:
+        request: What is wanted.
+        on_step: Called after every sampling step; may raise to stop.
+
+    Returns:
+        What was written and how long it took.
+
+    Raises:
+        MultiTalkError: If an input, a setting or a file cannot be used, or the disk is full.
+        GGUFError: If a weights file is damaged.
+    """
+    device = _device(request.device)
+    dtype = _dtype(request, device)
+    watch = _Stopwatch()
+    with watch.stage("read"):
+        require_target(request.output)
+        _check_speakers(request)
+        scene = _read_scene(request)
+        voices = _read_voices(request)
+        files = OpenFiles(request.files)
+    with watch.stage("listen"):
+        speech = _listen(files, voices.timeline, device)
+    with watch.stage("encode_text"):
+        text = _encode_text(files, request, device=device, dtype=dtype)
+    with watch.stage("load"):
+        models = _load_models(files, request, size=scene.size, device=device, dtype=dtype)
+    with (
+        watch.stage("sample"),
+        VideoWriter(
+            request.output,
+            size=scene.size,
+            waveform=voices.sound.waveform,
+            sample_rate=voices.sound.sample_rate,
+        ) as writer,
+    ):
+        for frames in generate(
+            models.transformer,
+            models.vae,
+            models.image_encoder,
+            photo=scene.photo,
+            speech=speech,
+            masks=scene.masks,
+            text=text.prompt,
+            negative_text=text.negative,
+            size=scene.size,
+            config=request.sampling,
+            generator=torch.Generator().manual_seed(request.seed),
+            device=device,
+            dtype=dtype,
+            on_step=on_step,
+        ):
+            writer.write(frames)
+    return Summary(
+        output=str(request.output),
+        frames=writer.num_frames,
+        fps=FPS,
+        seconds=writer.num_frames / FPS,
+        width=scene.size.width,
+        height=scene.size.height,
+        seed=request.seed,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        streamed=models.streamed,
+        timings=watch.seconds,
+        peak_memory_bytes=_peak_memory(device),
+    )
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as reason:
+        raise InputError(
+            f"The device {name!r} cannot be used here. Give cpu, or cuda on a machine with a card "
+            "and a torch build for it."
+        ) from reason
+    return device
+
+
+def _dtype(request: Request, device: torch.device) -> torch.dtype:
+    default = "float32" if device.type == "cpu" else "bfloat16"
+    dtype: torch.dtype = getattr(torch, request.dtype or default)
+    return dtype
+
+
+def _check_speakers(request: Request) -> None:
+    count = len(request.speakers)
+    if not 1 <= count <= _MAX_SPEAKERS:
+        raise InputError(
+            f"There are {count} voices; one or two speakers are possible. "
+            "Give --audio once or twice."
+        )
+
+
+def _read_scene(request: Request) -> _Scene:
+    photo = to_photo(read_photo(request.image))
+    photo_size = Size(*photo.shape[:2])
+    size = _video_size(request, photo_size)
+    regions = [
+        read_mask(speaker.region) if isinstance(speaker.region, Path) else speaker.region
+        for speaker in request.speakers
+    ]
+    masks = speaker_masks(regions, photo=photo_size)
+    to_tokens(fit_masks(masks, size=size))  # an empty one is reported before the long work
+    return _Scene(photo, masks, size)
+
+
+def _video_size(request: Request, photo: Size) -> Size:
+    wanted = request.size
+    if isinstance(wanted, str):
+        return bucket_size(photo, resolution=wanted)
+    if isinstance(wanted, int):
+        size = aspect_size(photo, longest_side=wanted)
+        asked = f"a longest side of {wanted}"
+        exact = max(size) == wanted
+    else:
+        size = snap_size(wanted)
+        asked = f"{wanted.width}x{wanted.height}"
+        exact = size == wanted
+    if not exact:
+        _log.warning(
+            "%s pixels is no multiple of 16; the video is %dx%d.", asked, size.width, size.height
+        )
+    return size
+
+
+def _read_voices(request: Request) -> _Voices:
+    recordings = [read_voice(speaker.audio) for speaker in request.speakers]
+    timeline = arrange(
+        [
+            prepare_voice(voice.waveform, sample_rate=voice.sample_rate, name=voice.name)
+            for voice in recordings
+        ],
+        mode=request.mode,
+        starts=[speaker.start for speaker in request.speakers],
+    )
+    sound = mix(
+        [voice.waveform for voice in recordings],
+        sample_rates=[voice.sample_rate for voice in recordings],
+        starts=timeline.starts,
+        num_frames=timeline.num_frames,
+    )
+    return _Voices(timeline, sound)
+
+
+def _listen(files: OpenFiles, timeline: Timeline, device: torch.device) -> Speech:
+    model = files.load_wav2vec2()
+    with on_device(model, device):
+        features = tuple(
+            audio_features(model, track.to(device), tail_frames=TAIL_FRAMES).cpu()
+            for track in timeline.tracks
+        )
+    return Speech(features=features, num_frames=timeline.num_frames)
+
+
+def _encode_text(
+    files: OpenFiles, request: Request, *, device: torch.device, dtype: torch.dtype
+) -> _Text:
+    encoder = load_text_encoder(files.text_encoder, device=device, dtype=dtype)
+    prompts = [request.prompt]
+    if needs_negative_text(request.sampling.text_guidance):
+        prompts.append(request.negative_prompt)
+    encoded = encoder.encode(prompts)
+    return _Text(encoded[0], encoded[1] if len(encoded) > 1 else None)
+
+
+def _load_models(
+    files: OpenFiles, request: Request, *, size: Size, device: torch.device, dtype: torch.dtype
+) -> _Models:
+    vae = load_vae(files.vae, device=device, dtype=dtype)
+    image_encoder = load_image_encoder(files.clip_vision, device=device, dtype=dtype)
+    transformer = files.load_transformer(dtype)
+    streamed = place(
+        transformer,
+        device,
+        offload=request.offload,
+        num_tokens=_num_tokens(request, size),
+        width=files.config.dim,
+    )
+    return _Models(transformer, vae, image_encoder, streamed)
+
+
+def _num_tokens(request: Request, size: Size) -> int:
+    grid = token_grid(request.sampling.segment_frames, size)
+    return grid.frames * grid.height * grid.width
+
+
+def _peak_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

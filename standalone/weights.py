@@ -1,0 +1,121 @@
+"""The weights files of one run: opened and checked before anything is loaded, then loaded.
+
+Opening reads headers only, so a wrong file is named within a second and not after minutes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+from transformers import Wav2Vec2Model
+
+from ..multitalk_core.audio_features import load_wav2vec2, wav2vec2_config
+from ..multitalk_core.config import ModelConfig
+from ..multitalk_core.dit import MultiTalkModel
+from ..multitalk_core.errors import WeightsError
+from ..multitalk_core.weights import FileKind, audio_config, identify, model_config, require
+from ..wan_gguf_loader.files import WeightsFile, open_weights
+from ..wan_gguf_loader.load import load_weights
+from ..wan_gguf_loader.lora import apply_lora
+from ..wan_gguf_loader.ops import gguf_ops
+from .request import ModelFiles
+
+
+class OpenFiles:
+    """The opened and checked files; each is read again when it is loaded.
+
+    Attributes:
+        config: Sizes of the transformer with its audio branch.
+        vae: The VAE's file.
+        text_encoder: UMT5's file.
+        clip_vision: The CLIP vision tower's file.
+    """
+
+    def __init__(self, files: ModelFiles) -> None:
+        """Open all headers and check that each file is what its place needs.
+
+        Raises:
+            WeightsError: If a file is of another kind, or two do not fit each other.
+            GGUFError: If a file is damaged or missing.
+        """
+        base_kinds = (FileKind.BASE_I2V, FileKind.MERGED)
+        self._base = self._open(files.base, base_kinds, place="--base")
+        self._adapter = (
+            self._open(files.adapter, FileKind.ADAPTER, place="--adapter")
+            if files.adapter is not None
+            else None
+        )
+        self._loras = [
+            (self._open(lora.path, FileKind.LORA, place="--lora"), lora.strength)
+            for lora in files.loras
+        ]
+        self._wav2vec2 = self._open(files.wav2vec2, FileKind.WAV2VEC2, place="--wav2vec")
+        self.vae = self._open(files.vae, FileKind.VAE, place="--vae")
+        self.text_encoder = self._open(files.text_encoder, FileKind.UMT5, place="--text-encoder")
+        self.clip_vision = self._open(
+            files.clip_vision, FileKind.CLIP_VISION, place="--clip-vision"
+        )
+        self.config = self._transformer_config()
+        self._check_wav2vec2()
+
+    def load_transformer(self, dtype: torch.dtype) -> MultiTalkModel:
+        """Load base and adapter in main memory, weights as they are stored, LoRAs beside them.
+
+        Args:
+            dtype: Of plain weights that are wider than it.
+        """
+        model = MultiTalkModel(self.config, ops=gguf_ops(), device="meta")
+        files = [self._base] if self._adapter is None else [self._base, self._adapter]
+        load_weights(model, files, dtype=dtype)
+        for file, strength in self._loras:
+            apply_lora(model, file, strength)
+        return model.eval()
+
+    def load_wav2vec2(self) -> Wav2Vec2Model:
+        """Load Wav2Vec2 in float32."""
+        file = self._wav2vec2
+        tensors = {name: file.dequantize(name) for name in file.tensors}
+        return load_wav2vec2(tensors, num_heads=file.num_heads, source=file.path.name)
+
+    def _open(
+        self, path: Path, wanted: FileKind | Collection[FileKind], *, place: str
+    ) -> WeightsFile:
+        file = open_weights(path)
+        require(identify(file.shapes), wanted, source=path.name, place=place)
+        return file
+
+    def _transformer_config(self) -> ModelConfig:
+        base, adapter = self._base, self._adapter
+        config = model_config(base.shapes, num_heads=base.num_heads, source=base.path.name)
+        if adapter is None and config.audio is None:
+            raise WeightsError(
+                f"{base.path.name} has no audio layers. Give the MultiTalk or InfiniteTalk file "
+                "with --adapter."
+            )
+        if adapter is None:
+            return config
+        if config.audio is not None:
+            raise WeightsError(
+                f"{base.path.name} has its own audio layers already. Leave out --adapter, or give "
+                "a plain Wan2.1 image-to-video base."
+            )
+        audio = audio_config(adapter.shapes, base=config, source=adapter.path.name)
+        return dataclasses.replace(config, audio=audio)
+
+    def _check_wav2vec2(self) -> None:
+        """Refuse a Wav2Vec2 whose layers times width are not what the adapter listens to."""
+        file, audio = self._wav2vec2, self.config.audio
+        assert audio is not None
+        shaped = {name: torch.empty(shape, device="meta") for name, shape in file.shapes.items()}
+        heard = wav2vec2_config(shaped, num_heads=file.num_heads, source=file.path.name)
+        layers, width = heard.num_hidden_layers, heard.hidden_size
+        if (layers, width) != (audio.layers, audio.channels):
+            listener = (self._adapter or self._base).path.name
+            raise WeightsError(
+                f"{file.path.name} gives {layers} layers of width {width}, but {listener} listens "
+                f"to {audio.layers} layers of width {audio.channels}. Get chinese-wav2vec2-base "
+                "(Kijai/wav2vec2_safetensors), or the adapter that fits."
+            )
