@@ -24,8 +24,14 @@ def timesteps(steps: int, *, shift: float) -> tuple[float, ...]:
         `steps + 1` falling numbers; step i goes from entry i to entry i + 1.
     """
     spacing = (NUM_TIMESTEPS - 1) / max(steps - 1, 1)
-    levels = [(NUM_TIMESTEPS - spacing * i) / NUM_TIMESTEPS for i in range(steps)] + [0.0]
-    return tuple(NUM_TIMESTEPS * shift * u / (1 + (shift - 1) * u) for u in levels)
+    even = [NUM_TIMESTEPS - spacing * i for i in range(steps)] + [0.0]
+    return tuple(shift_timestep(timestep, shift=shift) for timestep in even)
+
+
+def shift_timestep(timestep: float, *, shift: float) -> float:
+    """Move a timestep towards the noisy end: t' = s u / (1 + (s - 1) u) of 1000, u = t / 1000."""
+    level = timestep / NUM_TIMESTEPS
+    return NUM_TIMESTEPS * shift * level / (1 + (shift - 1) * level)
 
 
 def euler_step(latents: Tensor, velocity: Tensor, *, now: float, later: float) -> Tensor:

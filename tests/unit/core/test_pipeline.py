@@ -1,0 +1,335 @@
+"""What a user may expect of `generate`, on a small transformer and stand-in encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from comfyui_multitalk.multitalk_core import pipeline
+from comfyui_multitalk.multitalk_core.config import SamplingConfig
+from comfyui_multitalk.multitalk_core.errors import InputError, MultiTalkError
+from comfyui_multitalk.multitalk_core.geometry import Size
+from comfyui_multitalk.multitalk_core.pipeline import Speech, Step
+from comfyui_multitalk.multitalk_core.segments import Segment
+from comfyui_multitalk.tests.support.stand_ins import MeanImageEncoder, MeanVAE
+from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
+
+SIZE = Size(32, 48)
+SAMPLING = SamplingConfig(steps=2, segment_frames=9, motion_frames=5, color_match=0.0)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def voices(count: int, *, num_frames: int = 14) -> tuple[Tensor, ...]:
+    return tuple(draw(num_frames, AUDIO.layers, AUDIO.channels, seed=10 + i) for i in range(count))
+
+
+def half_masks() -> Tensor:
+    masks = torch.zeros(3, 40, 60, dtype=torch.bool)
+    masks[0, :, :20] = True
+    masks[1, :, 40:] = True
+    masks[2, :, 20:40] = True
+    return masks
+
+
+@dataclass
+class Scene:
+    """The arguments of a run, one voice and two segments unless changed."""
+
+    speech: Speech = field(default_factory=lambda: Speech(features=voices(1), num_frames=12))
+    masks: Tensor | None = None
+    config: SamplingConfig = SAMPLING
+    photo: Any = field(
+        default_factory=lambda: (draw(40, 60, 3, seed=5) * 50 + 128).clamp(0, 255).to(torch.uint8)
+    )
+    text: Tensor = field(default_factory=lambda: draw(1, 4, CONFIG.text_dim, seed=6))
+    negative_text: Tensor | None = field(
+        default_factory=lambda: draw(1, 6, CONFIG.text_dim, seed=7)
+    )
+    size: Size = SIZE
+    on_step: Any = None
+    seed: int = 42
+    dtype: torch.dtype = torch.float32
+    model: Any = field(default_factory=small_model)
+    vae: MeanVAE = field(default_factory=MeanVAE)
+    image_encoder: MeanImageEncoder = field(
+        default_factory=lambda: MeanImageEncoder(CONFIG.image_dim)
+    )
+
+    def start(self) -> Iterator[Tensor]:
+        return pipeline.generate(
+            self.model,
+            self.vae,
+            self.image_encoder,
+            photo=self.photo,
+            speech=self.speech,
+            masks=self.masks,
+            text=self.text,
+            negative_text=self.negative_text,
+            size=self.size,
+            config=self.config,
+            generator=torch.Generator().manual_seed(self.seed),
+            device="cpu",
+            dtype=self.dtype,
+            on_step=self.on_step,
+        )
+
+    def video(self) -> Tensor:
+        return torch.cat(list(self.start()), dim=1)
+
+
+def two_speakers(**changes: Any) -> Scene:
+    scene = Scene(speech=Speech(features=voices(2), num_frames=12), masks=half_masks())
+    return replace(scene, **changes)
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 9, 10, 13, 14])
+def test_generate_video_is_as_long_as_the_sound(num_frames: int) -> None:
+    video = Scene(speech=Speech(features=voices(1), num_frames=num_frames)).video()
+    assert video.shape == (3, num_frames, 32, 48)
+    assert video.dtype == torch.float32
+    assert float(video.abs().max()) <= 1.0
+
+
+@pytest.mark.parametrize("method", ["multitalk", "infinitetalk"])
+def test_generate_same_seed_twice_is_identical(method: str) -> None:
+    config = replace(SAMPLING, method=method)
+    first = Scene(config=config).video()
+    assert torch.equal(first, Scene(config=config).video())
+    assert not torch.equal(first, Scene(config=config, seed=43).video())
+
+
+def test_generate_leaves_its_inputs_and_the_global_generator_unchanged() -> None:
+    scene = two_speakers()
+    inputs = [*scene.speech.features, scene.masks, scene.text, scene.negative_text, scene.photo]
+    before = [one.clone() for one in inputs if one is not None]
+    state = torch.random.get_rng_state()
+    scene.video()
+    assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_generate_what_the_caller_does_to_the_frames_does_not_reach_the_next_segment() -> None:
+    expected = Scene().video()
+    parts = []
+    for part in Scene().start():
+        parts.append(part.clone())
+        part.zero_()
+    assert torch.equal(torch.cat(parts, dim=1), expected)
+
+
+def test_generate_leaves_the_gradient_mode_of_the_caller_alone() -> None:
+    frames = Scene().start()
+    next(frames)
+    assert torch.is_grad_enabled()
+
+
+def test_generate_one_speaker_with_a_whole_mask_is_no_mask() -> None:
+    whole = torch.stack([torch.ones(40, 60), torch.zeros(40, 60)]).bool()
+    assert torch.equal(Scene(masks=whole).video(), Scene().video())
+
+
+class _Painter:
+    """A transformer that paints each speaker's region with that speaker's voice, and no more.
+
+    The real one is not symmetric in its speakers: L-RoPE gives them labels 2 and 22.
+    """
+
+    def project_audio(self, windows: Tensor) -> Tensor:
+        tokens = windows.mean(dim=(2, 3, 4))[:, ::4]
+        return tokens.t()[None, :, :, None]
+
+    def __call__(self, latents: Tensor, timestep: Tensor, **given: Any) -> Tensor:
+        voices, masks = given["audio"][0, :, :, 0], given["token_masks"]
+        if voices.shape[1] == 1:
+            return latents
+        regions = masks[:-1].view(-1, 1, 2, 3).float()
+        loudness = (voices.t()[:, :, None, None] * regions).sum(dim=0)
+        return latents + loudness.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
+
+
+def test_generate_swapping_speakers_and_masks_gives_the_same_video() -> None:
+    swapped = Speech(features=voices(2)[::-1], num_frames=12)
+    video = two_speakers(model=_Painter()).video()
+    both = two_speakers(model=_Painter(), speech=swapped, masks=half_masks()[[1, 0, 2]]).video()
+    torch.testing.assert_close(both, video)
+    assert relative(two_speakers(model=_Painter(), speech=swapped).video(), video) > 0.01
+
+
+def test_generate_each_voice_matters() -> None:
+    video = two_speakers().video()
+    first, second = voices(2)
+    for features in ((first, -second), (-first, second)):
+        changed = two_speakers(speech=Speech(features=features, num_frames=12)).video()
+        assert relative(changed, video) > 1e-3
+
+
+def test_generate_audio_strength_of_zero_hears_nothing() -> None:
+    deaf = replace(SAMPLING, audio_strength=0.0)
+    other = Speech(features=(voices(2)[1],), num_frames=12)
+    assert torch.equal(Scene(config=deaf).video(), Scene(config=deaf, speech=other).video())
+
+
+def test_generate_text_guidance_of_one_needs_no_negative_text() -> None:
+    config = replace(SAMPLING, text_guidance=1.0)
+    without = Scene(config=config, negative_text=None).video()
+    assert torch.equal(without, Scene(config=config).video())
+
+
+def test_speech_windows_of_segments_are_cut_from_those_of_the_whole() -> None:
+    speech = Speech(features=voices(2, num_frames=30), num_frames=25)
+    whole = speech.windows(Segment(0, 25, 1, slice(0, 25)))
+    part = speech.windows(Segment(8, 21, 5, slice(5, 13)))
+    assert whole.shape == (2, 25, 5, AUDIO.layers, AUDIO.channels)
+    assert torch.equal(part, whole[:, 8:21])
+
+
+def test_generate_steps_are_reported_in_order() -> None:
+    seen: list[Step] = []
+    Scene(on_step=seen.append).video()
+    assert [(s.segment, s.num_segments, s.step, s.num_steps) for s in seen] == [
+        (0, 2, 0, 2),
+        (0, 2, 1, 2),
+        (1, 2, 0, 2),
+        (1, 2, 1, 2),
+    ]
+    assert all(s.latents.shape == (1, 16, 3, 4, 6) for s in seen)
+
+
+def test_generate_last_preview_is_the_decoded_latent() -> None:
+    seen: list[Step] = []
+    video = Scene(on_step=seen.append, speech=Speech(features=voices(1), num_frames=9)).video()
+    torch.testing.assert_close(MeanVAE().decode(seen[-1].latents)[0], video)
+
+
+def test_generate_on_step_that_raises_cancels() -> None:
+    class CancelledError(Exception):
+        pass
+
+    def cancel(step: Step) -> None:
+        if step.segment == 1:
+            raise CancelledError
+
+    frames = Scene(on_step=cancel).start()
+    assert next(frames).shape[1] == 9
+    with pytest.raises(CancelledError):
+        next(frames)
+    assert list(frames) == []
+
+
+def test_generate_multitalk_looks_at_the_last_frames_before() -> None:
+    scene = Scene()
+    video = scene.video()
+    assert [one.shape[2] for one in scene.vae.encoded] == [9, 9]
+    known = scene.vae.encoded[1]
+    assert torch.equal(known[0, :, :5], video[:, 4:9])
+    assert not known[:, :, 5:].any()
+    assert torch.equal(scene.image_encoder.seen[1][0], video[:, 8])
+
+
+def test_generate_infinitetalk_looks_at_the_photo_and_holds_the_motion_frames() -> None:
+    scene = Scene(config=replace(SAMPLING, method="infinitetalk"))
+    video = scene.video()
+    encoded = scene.vae.encoded
+    assert [one.shape[2] for one in encoded] == [9, 1, 9, 5]
+    assert torch.equal(encoded[0], encoded[2])
+    assert torch.equal(encoded[3][0], video[:, 4:9])
+    assert torch.equal(*scene.image_encoder.seen)
+
+
+def test_generate_infinitetalk_asks_for_the_picture_at_each_segment() -> None:
+    photo = Scene().photo
+    asked: list[int] = []
+
+    def picture(frame: int) -> Tensor:
+        asked.append(frame)
+        return photo if frame == 0 else 255 - photo
+
+    config = replace(SAMPLING, method="infinitetalk")
+    scene = Scene(config=config, photo=picture)
+    scene.video()
+    assert asked == [0, 4]
+    first, second = (scene.vae.encoded[call][:, :, 0] for call in (0, 2))
+    torch.testing.assert_close(second, -first, atol=0.01, rtol=0)  # resized in steps of 2 / 255
+
+
+def test_generate_colours_are_matched_before_the_frames_are_taken_over() -> None:
+    scene = Scene(config=replace(SAMPLING, color_match=1.0))
+    video = scene.video()
+    assert torch.equal(scene.vae.encoded[1][0, :, :5], video[:, 4:9])
+    assert relative(Scene().video(), video) > 0.1
+
+
+def test_generate_bfloat16_stays_near_float32() -> None:
+    exact = two_speakers().video()
+    assert (
+        relative(two_speakers(dtype=torch.bfloat16, model=small_model().bfloat16()).video(), exact)
+        < 0.05
+    )
+
+
+class _Breaking:
+    """A transformer that turns to NaN in a given call."""
+
+    def __init__(self, call: int) -> None:
+        self.model, self.calls, self.call = small_model(), 0, call
+        self.project_audio = self.model.project_audio
+
+    def __call__(self, *args: Any, **given: Any) -> Tensor:
+        self.calls += 1
+        velocity: Tensor = self.model(*args, **given)
+        return velocity * float("nan") if self.calls == self.call else velocity
+
+
+def test_generate_nan_latents_are_a_clear_error() -> None:
+    frames = Scene(model=_Breaking(call=9)).start()
+    next(frames)
+    with pytest.raises(MultiTalkError, match=r"step 1 of 2 are not finite .*bfloat16"):
+        next(frames)
+
+
+def test_generate_nan_frames_are_a_clear_error() -> None:
+    class BrokenVAE(MeanVAE):
+        def decode(self, latents: Tensor) -> Tensor:
+            return super().decode(latents) / 0.0
+
+    with pytest.raises(MultiTalkError, match="frames of segment 1 are not finite"):
+        Scene(vae=BrokenVAE()).video()
+
+
+@pytest.mark.parametrize(
+    ("scene", "message"),
+    [
+        pytest.param(Scene(size=Size(30, 48)), "48x30 is not a multiple of 16", id="size"),
+        pytest.param(Scene(negative_text=None), "needs a negative prompt", id="negative-text"),
+        pytest.param(two_speakers(masks=None), "2 speakers need 3 masks", id="no-masks"),
+        pytest.param(two_speakers(masks=half_masks()[:2]), "but 2 were given", id="too-few-masks"),
+    ],
+)
+def test_generate_inputs_that_do_not_fit_are_said(scene: Scene, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        scene.video()
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        pytest.param((), "no speaker", id="none"),
+        pytest.param((torch.zeros(9, 2, 8), torch.zeros(9, 3, 8)), "different sizes", id="sizes"),
+        pytest.param((torch.full((9, 2, 8), float("nan")),), "speaker 1 hold NaN", id="nan"),
+    ],
+)
+def test_speech_that_cannot_be_used_is_said(features: tuple[Tensor, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Speech(features=features, num_frames=5)

@@ -1,0 +1,47 @@
+"""The schedule against its formulas."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from comfyui_multitalk.multitalk_core.schedule import (
+    add_noise,
+    clean_estimate,
+    euler_step,
+    timesteps,
+)
+
+
+def test_timesteps_fall_from_1000_to_0() -> None:
+    made = timesteps(40, shift=7.0)
+    assert len(made) == 41
+    assert (made[0], made[-1]) == (1000.0, 0.0)
+    assert list(made) == sorted(made, reverse=True)
+
+
+def test_timesteps_without_shift_are_even_down_to_1() -> None:
+    assert timesteps(4, shift=1.0) == pytest.approx((1000.0, 667.0, 334.0, 1.0, 0.0))
+
+
+def test_timesteps_shift_moves_them_up() -> None:
+    # u = 0.667: 7 * 0.667 / (1 + 6 * 0.667)
+    assert timesteps(4, shift=7.0)[1] == pytest.approx(1000 * 4.669 / 5.002)
+
+
+def test_timesteps_single_step_goes_from_noise_to_clean() -> None:
+    assert timesteps(1, shift=7.0) == (1000.0, 0.0)
+
+
+def test_euler_steps_along_the_true_velocity_end_at_the_clean_latents() -> None:
+    noise, clean = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
+    velocity = noise - clean
+    half = euler_step(noise, velocity, now=1000.0, later=400.0)
+    torch.testing.assert_close(half, add_noise(clean, noise, timestep=400.0))
+    torch.testing.assert_close(clean_estimate(half, velocity, now=400.0), clean)
+
+
+def test_add_noise_at_the_ends_is_noise_and_clean() -> None:
+    noise, clean = torch.randn(3), torch.randn(3)
+    assert torch.equal(add_noise(clean, noise, timestep=1000.0), noise)
+    assert torch.equal(add_noise(clean, noise, timestep=0.0), clean)

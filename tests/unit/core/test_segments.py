@@ -1,0 +1,76 @@
+"""The plan: every frame once, as long as the sound; and upstream's plan beside it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from comfyui_multitalk.multitalk_core.errors import InputError
+from comfyui_multitalk.multitalk_core.segments import SegmentPlan, plan, upstream_plan
+
+
+def kept_frames(made: SegmentPlan) -> list[int]:
+    return [
+        segment.start + frame
+        for segment in made.segments
+        for frame in range(segment.num_frames)[segment.keep]
+    ]
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 5, 12, 13, 14, 21, 22, 29, 100])
+def test_segments_cover_every_frame_once(num_frames: int) -> None:
+    made = plan(num_frames, segment_frames=13, motion_frames=5)
+    assert kept_frames(made) == list(range(num_frames))
+    assert made.num_frames == num_frames
+
+
+@pytest.mark.parametrize("num_frames", [14, 21, 22, 100])
+def test_segments_later_ones_take_over_motion_frames(num_frames: int) -> None:
+    segments = plan(num_frames, segment_frames=13, motion_frames=5).segments
+    assert [segment.num_frames for segment in segments] == [13] * len(segments)
+    assert [segment.known_frames for segment in segments] == [1] + [5] * (len(segments) - 1)
+    for before, after in pairwise(segments):
+        assert after.start == before.stop - 5
+
+
+@pytest.mark.parametrize(("num_frames", "sampled"), [(1, 1), (2, 5), (5, 5), (6, 9), (80, 81)])
+def test_segments_short_video_is_one_shorter_segment(num_frames: int, sampled: int) -> None:
+    (segment,) = plan(num_frames, segment_frames=81, motion_frames=25).segments
+    assert segment.num_frames == sampled
+
+
+def test_segments_exactly_one_segment_makes_no_second() -> None:
+    assert len(plan(81, segment_frames=81, motion_frames=25).segments) == 1
+    assert len(plan(82, segment_frames=81, motion_frames=25).segments) == 2
+    assert len(plan(137, segment_frames=81, motion_frames=25).segments) == 2
+
+
+def test_segments_no_frame_is_an_error() -> None:
+    with pytest.raises(InputError, match="0 frames"):
+        plan(0, segment_frames=81, motion_frames=25)
+
+
+@pytest.mark.parametrize(
+    ("audio", "method", "max_frames", "num_segments", "num_frames"),
+    [
+        pytest.param([19], "multitalk", 1000, 2, 16, id="three-frames-lost"),
+        pytest.param([19, 18], "multitalk", 1000, 2, 16, id="first-speaker-decides"),
+        pytest.param([19], "infinitetalk", 1000, 2, 19, id="infinitetalk-whole"),
+        pytest.param([19, 18], "infinitetalk", 1000, 2, 18, id="last-speaker-decides"),
+        pytest.param([19], "multitalk", 13, 1, 13, id="clip-mode"),
+        pytest.param([30], "multitalk", 1000, 4, 27, id="more-segments"),
+        pytest.param([30, 18], "multitalk", 15, 2, 0, id="empty-video"),
+        pytest.param([21], "multitalk", 1000, 2, 18, id="audio-ends-with-a-segment"),
+        pytest.param([30], "multitalk", 20, 2, 20, id="limit-without-missing-sound"),
+    ],
+)
+def test_upstream_plan_ends_as_upstream(
+    audio: list[int], method: str, max_frames: int, num_segments: int, num_frames: int
+) -> None:
+    made = upstream_plan(
+        audio, method=method, segment_frames=13, motion_frames=5, max_frames=max_frames
+    )
+    assert len(made.segments) == num_segments
+    assert made.num_frames == num_frames
+    assert kept_frames(made) == list(range(num_frames))
