@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import wave
 from pathlib import Path
 
 import av
@@ -144,6 +145,13 @@ def test_voice_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | Non
     with pytest.raises(InputError, match=r"voice\.wav") as error:
         read_voice(path)
     assert "\n" not in str(error.value)
+
+
+def test_voice_of_no_samples_is_named(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "voice.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+    with pytest.raises(InputError, match=r"voice\.wav holds no sound at all"):
+        read_voice(tmp_path / "voice.wav")
 
 
 def test_voice_in_a_picture_has_no_sound(tmp_path: Path) -> None:

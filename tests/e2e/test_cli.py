@@ -1,0 +1,199 @@
+"""The `multitalk` command end to end on the tiny set: what it writes, says and leaves behind.
+
+The tiny set is untrained, so the picture is noise: frames, sizes, times and sound are what counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from comfyui_multitalk.standalone.cli import main
+from comfyui_multitalk.tests.support.command import arguments, play, tone, write_voice
+
+if TYPE_CHECKING:
+    from comfyui_multitalk.tools.make_tiny import TinySet
+
+
+@pytest.fixture(scope="module")
+def portrait(repository: Path) -> Path:
+    return repository / "examples" / "portrait.png"
+
+
+@pytest.fixture
+def voice(tmp_path: Path) -> Path:
+    return write_voice(tmp_path / "voice.wav", tone(0.5))
+
+
+def _summary(capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
+    summary: dict[str, object] = json.loads(capsys.readouterr().out)
+    return summary
+
+
+def test_generate_one_speaker_writes_a_video_as_long_as_the_voice(
+    tmp_path: Path, tiny: TinySet, repository: Path, portrait: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The drawn portrait and the espeak-ng voice, in several segments."""
+    path = tmp_path / "out.mp4"
+    voice = repository / "examples" / "voice.wav"
+    line = arguments(
+        tiny, "--json", image=portrait, audio=voice, output=path, size="48x32",
+        segment_frames="33", motion_frames="5", lora=f"{tiny.lora}:0.5",
+    )  # fmt: skip
+    assert main(line) == 0
+    summary, played = _summary(capsys), play(path)
+    seconds = len(played.frames) / 25
+    assert played.fps == 25
+    assert played.codecs == ("h264", "yuv420p", "aac")
+    assert {frame.shape for frame in played.frames} == {(32, 48, 3)}
+    assert played.picture_seconds == pytest.approx(seconds)
+    assert played.sound_seconds == pytest.approx(seconds, abs=1.5 / played.sample_rate)
+    assert abs(played.sound.shape[1] - seconds * played.sample_rate) <= 1024
+    assert np.abs(played.sound).max() > 0.05
+    expected = {"frames": len(played.frames), "fps": 25, "seconds": seconds, "seed": 42}
+    assert expected.items() <= summary.items()
+    assert (summary["width"], summary["height"]) == (48, 32)
+    assert set(summary["timings"]) == {"read", "listen", "encode_text", "load", "sample"}
+    assert summary["peak_memory_bytes"] > 1e8
+
+
+def _two_speakers(tmp_path: Path, tiny: TinySet, repository: Path, *extra: str) -> list[str]:
+    voices = [write_voice(tmp_path / f"{n}.wav", tone(n, pitch=200 * n)) for n in (0.5, 0.7)]
+    listed = [word for voice in voices for word in ("--audio", str(voice))]
+    return arguments(
+        tiny, *listed, *extra, "--json",
+        image=repository / "examples" / "pair.png", output=tmp_path / "out.mp4", size="64x48",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mode", "starts", "frames"),
+    [("together", (), 18), ("in_turn", (), 30), ("in_turn", ("0", "0.2"), 35)],
+)
+def test_generate_two_speakers_lasts_as_long_as_their_timeline(
+    tmp_path: Path, tiny: TinySet, repository: Path, mode: str, starts: tuple[str, ...],
+    frames: int, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with Image.open(repository / "examples" / "pair.png") as image:
+        width, height = image.size
+    boxes = f"0,0,{width // 2},{height}", f"{width // 2},0,{width},{height}"
+    extra = [word for box in boxes for word in ("--box", box)]
+    extra += [word for start in starts for word in ("--start", start)]
+    assert main(_two_speakers(tmp_path, tiny, repository, "--mode", mode, *extra)) == 0
+    assert _summary(capsys)["frames"] == frames
+    played = play(tmp_path / "out.mp4")
+    assert len(played.frames) == frames
+    assert played.sound_seconds == pytest.approx(frames / 25, abs=1.5 / played.sample_rate)
+
+
+def test_generate_same_seed_twice_gives_the_same_video(
+    tmp_path: Path, tiny: TinySet, portrait: Path, voice: Path
+) -> None:
+    for name, seed in (("a.mp4", "1"), ("b.mp4", "1"), ("c.mp4", "2")):
+        line = arguments(tiny, image=portrait, audio=voice, output=tmp_path / name, seed=seed)
+        assert main(line) == 0
+    first, second, other = (play(tmp_path / name).frames for name in ("a.mp4", "b.mp4", "c.mp4"))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+def test_generate_infinitetalk_with_all_guidance_runs(
+    tmp_path: Path, tiny: TinySet, portrait: Path, voice: Path
+) -> None:
+    line = arguments(
+        tiny, image=portrait, audio=voice, output=tmp_path / "out.mp4", method="infinitetalk",
+        preset="quality", steps="2", dtype="bfloat16",
+    )  # fmt: skip
+    assert main(line) == 0
+    assert len(play(tmp_path / "out.mp4").frames) == 13
+
+
+def test_generate_interrupted_leaves_nothing_and_exits_130(
+    tmp_path: Path, tiny: TinySet, repository: Path, portrait: Path
+) -> None:
+    """Ctrl-C in the middle of sampling, after some frames are in the file."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "comfyui_multitalk").symlink_to(repository)
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    older = videos / "out.mp4"
+    older.write_bytes(b"older")
+    voice = write_voice(tmp_path / "voice.wav", tone(60))
+    line = arguments(tiny, image=portrait, audio=voice, output=older)
+    line.remove("--quiet")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "comfyui_multitalk.standalone.cli", *line],
+        env={**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stderr is not None
+        said = ""
+        deadline = time.monotonic() + 120
+        while "segment 3/" not in said and time.monotonic() < deadline:
+            said += process.stderr.read(1)
+        assert len(list(videos.iterdir())) == 2
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert "interrupted; no video was written" in rest
+    assert "Traceback" not in rest
+    assert list(videos.iterdir()) == [older]
+    assert older.read_bytes() == b"older"
+
+
+_KINDS = {
+    "base": ("base_i2v", "gguf", {"Q4_K", "Q6_K", "F32", "F16"}),
+    "adapter": ("adapter", "safetensors", {"BF16"}),
+    "lora": ("lora", "safetensors", {"BF16"}),
+    "vae": ("vae", "safetensors", {"BF16"}),
+    "text_encoder": ("umt5", "safetensors", {"F16", "U8"}),
+    "clip_vision": ("clip_vision", "safetensors", {"F16"}),
+    "wav2vec2": ("wav2vec2", "safetensors", {"F16"}),
+}
+
+
+@pytest.mark.parametrize("name", _KINDS)
+def test_inspect_says_what_a_file_is(
+    tiny: TinySet, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path: Path = getattr(tiny, name)
+    assert main(["inspect", str(path), "--json"]) == 0
+    said = _summary(capsys)
+    kind, file_format, types = _KINDS[name]
+    assert (said["kind"], said["format"]) == (kind, file_format)
+    assert types <= set(said["types"])
+    assert sum(said["types"].values()) == said["tensors"]
+    assert 0.8 * path.stat().st_size < said["bytes"] < path.stat().st_size
+    assert main(["inspect", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert f"{said['parameters']:,}" in text
+    assert said["description"] in text
+
+
+def test_help_needs_no_heavy_import(repository: Path, tmp_path: Path) -> None:
+    (tmp_path / "comfyui_multitalk").symlink_to(repository)
+    code = (
+        "import sys\nfrom comfyui_multitalk.standalone import cli\n"
+        "sys.exit(', '.join({'diffusers', 'transformers', 'av'} & set(sys.modules)) or 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=False, capture_output=True, text=True
+    )
+    assert (done.stderr.strip(), done.returncode) == ("", 0)
