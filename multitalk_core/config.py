@@ -1,7 +1,7 @@
 """Settings of the method as frozen dataclasses: the model's sizes and one run's sampling choices.
 
-Sizes follow `WanModel` and `AudioProjModel` in MultiTalk `wan/modules/multitalk_model.py`; the sampling
-defaults are those of its command line at 480p. Stdlib only.
+Sizes follow `WanModel` and `AudioProjModel` in MultiTalk `wan/modules/multitalk_model.py`; the
+sampling defaults are those of its command line at 480p. Stdlib only.
 """
 
 from __future__ import annotations
@@ -155,6 +155,6 @@ class SamplingConfig:
                 )
         if self.motion_frames >= self.segment_frames:
             raise InputError(
-                f"`motion_frames` is {self.motion_frames}, which leaves no new frame in a segment of "
-                f"{self.segment_frames}. Lower `motion_frames`."
+                f"`motion_frames` is {self.motion_frames}, which leaves no new frame in a segment "
+                f"of {self.segment_frames}. Lower `motion_frames`."
             )

@@ -1,6 +1,7 @@
 """Sizes in pixels, latents and tokens, and the rules that connect them. Stdlib only.
 
-The buckets are the tables ASPECT_RATIO_627 and ASPECT_RATIO_960 of MultiTalk `wan/utils/multitalk_utils.py`.
+The buckets are the tables ASPECT_RATIO_627 and ASPECT_RATIO_960 of MultiTalk
+`wan/utils/multitalk_utils.py`.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class GridSize(NamedTuple):
 
 
 class CoverCrop(NamedTuple):
-    """How a picture is made to cover a size: resized, then cut from `top` and `left` on, in pixels."""
+    """How a picture is made to cover a size: resized, then cut from `top`, `left` on (pixels)."""
 
     resized: Size
     top: int
@@ -71,14 +72,14 @@ _BUCKETS: dict[Resolution, dict[float, Size]] = {
 
 
 def bucket_size(photo: Size, *, resolution: Resolution) -> Size:
-    """Give upstream's size for a photo: the bucket whose height / width is nearest to the photo's."""
+    """Give upstream's size for a photo: the bucket with the nearest height / width."""
     buckets = _BUCKETS[resolution]
     ratio = photo.height / photo.width
     return buckets[min(buckets, key=lambda key: abs(key - ratio))]
 
 
 def aspect_size(photo: Size, *, longest_side: int) -> Size:
-    """Give the size with the photo's aspect whose longest side is `longest_side` pixels, snapped to 16."""
+    """Give the size of the photo's aspect with a longest side in pixels, snapped to 16."""
     scale = longest_side / max(photo)
     return snap_size(Size(round(photo.height * scale), round(photo.width * scale)))
 
@@ -101,7 +102,7 @@ def snap_size(size: Size) -> Size:
 
 
 def cover_crop(photo: Size, *, size: Size) -> CoverCrop:
-    """Give the smallest resize of a photo that covers `size`, and where the centre of `size` begins in it."""
+    """Give the smallest resize of a photo that covers `size`, and where to cut its centre."""
     scale = max(size.height / photo.height, size.width / photo.width)
     resized = Size(math.ceil(scale * photo.height), math.ceil(scale * photo.width))
     # as torchvision's center_crop: halves are rounded to even

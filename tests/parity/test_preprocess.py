@@ -1,0 +1,48 @@
+"""Photo, masks, colours, schedule and APG equal what the official code recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from comfyui_multitalk.tools.parity.golden import GoldenFile
+from comfyui_multitalk.tools.parity.preprocess import compare
+
+GOLDEN = Path(__file__).parent / "golden" / "preprocess.safetensors"
+
+
+def test_preprocess_matches_upstream() -> None:
+    rows = compare(GOLDEN)
+    assert [row for row in rows if not row.ok] == []
+    groups = {row.group.split(".")[0] for row in rows}
+    assert groups == {"crop", "color", "timesteps", "apg"}
+
+
+@pytest.mark.parametrize("kind", ["image", "mask"])
+def test_preprocess_pictures_match_upstream_exactly(kind: str) -> None:
+    errors = [row.error for row in compare(GOLDEN) if row.group.endswith(f".{kind}")]
+    assert errors == [0.0] * 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "crop.1.image_out_u8",
+        "crop.2.mask_latent",
+        "color.out.0.3",
+        "timestep_transform.shift7.out",
+        "apg.clip.out",
+    ],
+)
+def test_preprocess_with_a_changed_recording_is_reported(name: str, tmp_path: Path) -> None:
+    file = GoldenFile(GOLDEN)
+    changed = file.get(name).clone()
+    step = torch.tensor(1 if changed.dtype == torch.uint8 else 0.01, dtype=changed.dtype)
+    changed.flatten()[3] += step
+    path = tmp_path / "changed.safetensors"
+    save_file({**file.tensors, name: changed}, path, metadata={"config": json.dumps(file.config)})
+    assert sum(not row.ok for row in compare(path)) == 1
