@@ -97,7 +97,7 @@ def rotate(x_BNAD: Tensor, rotation: Rotation) -> Tensor:  # noqa: N803
     for start in range(0, x_BNAD.shape[1], num_tokens):
         part = slice(start, start + num_tokens)
         cos, sin = (table[..., part, None, :] for table in rotation)
-        even, odd = x_BNAD[:, part, :, 0::2].float(), x_BNAD[:, part, :, 1::2].float()
+        even, odd = x_BNAD[:, part, :, 0::2], x_BNAD[:, part, :, 1::2]
         pairs = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
         turned.append(pairs.flatten(-2).to(x_BNAD.dtype))
     return torch.cat(turned, dim=1)

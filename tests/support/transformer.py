@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
 from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 AUDIO = AudioConfig(layers=2, channels=8, hidden_dim=12, num_tokens=3, token_dim=10)
 CONFIG = ModelConfig(
@@ -38,12 +40,16 @@ class Inputs(NamedTuple):
 
 def small_model(config: ModelConfig = CONFIG, *, seed: int = 0) -> MultiTalkModel:
     """Build the model with every weight drawn, norms and biases too."""
+    return draw_weights(MultiTalkModel(config), seed=seed)
+
+
+def draw_weights(module: ModuleT, *, seed: int = 0) -> ModuleT:
+    """Draw every weight of a module, in eval mode and without gradients."""
     generator = torch.Generator().manual_seed(seed)
-    model = MultiTalkModel(config).eval().requires_grad_(False)
-    for parameter in model.parameters():
+    for parameter in module.eval().requires_grad_(False).parameters():
         scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
-    return model
+    return module
 
 
 def small_inputs(*, batch: int = 1, speakers: int = 2, seed: int = 1) -> Inputs:

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from comfyui_multitalk.multitalk_core import attention
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
 from comfyui_multitalk.multitalk_core.protocols import TorchOps
+from comfyui_multitalk.tests.support.transformer import draw_weights
 
 MASKS = torch.tensor([[1, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0]])
 
@@ -71,7 +72,7 @@ def test_reference_map_at_14b_never_holds_all_scores() -> None:
 
 def test_audio_attention_hears_its_own_frame_only() -> None:
     config = ModelConfig(dim=16, num_heads=2)
-    module = attention.AudioAttention(config, AudioConfig(token_dim=6), ops=TorchOps)
+    module = draw_weights(attention.AudioAttention(config, AudioConfig(token_dim=6), ops=TorchOps))
     generator = torch.Generator().manual_seed(0)
     x, audio = (
         torch.randn(1, 12, 16, generator=generator),
@@ -88,7 +89,7 @@ def test_audio_attention_hears_its_own_frame_only() -> None:
 
 def test_audio_attention_shared_audio_equals_repeated_audio() -> None:
     config = ModelConfig(dim=16, num_heads=2)
-    module = attention.AudioAttention(config, AudioConfig(token_dim=6), ops=TorchOps)
+    module = draw_weights(attention.AudioAttention(config, AudioConfig(token_dim=6), ops=TorchOps))
     generator = torch.Generator().manual_seed(0)
     x, audio = torch.randn(2, 12, 16, generator=generator), torch.randn(1, 3, 4, 6)
     repeated = module(x, audio.repeat(2, 1, 1, 1))

@@ -14,7 +14,7 @@ from comfyui_multitalk.multitalk_core.audio_tokens import (
 )
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.protocols import TorchOps
-from comfyui_multitalk.tests.support.transformer import AUDIO
+from comfyui_multitalk.tests.support.transformer import AUDIO, draw_weights
 
 
 def _numbered(num_frames: int) -> torch.Tensor:
@@ -46,12 +46,12 @@ def test_later_frames_take_eight_features_around_their_four_video_frames() -> No
 
 
 def test_audio_projection_single_frame_gives_single_latent_frame() -> None:
-    projection = AudioProjection(AUDIO, ops=TorchOps)
+    projection = draw_weights(AudioProjection(AUDIO, ops=TorchOps))
     assert projection(torch.zeros(2, 1, 5, 2, 8)).shape == (2, 1, 3, 10)
 
 
 def test_audio_projection_speakers_do_not_mix() -> None:
-    projection = AudioProjection(AUDIO, ops=TorchOps)
+    projection = draw_weights(AudioProjection(AUDIO, ops=TorchOps))
     windows = torch.randn(2, 9, 5, 2, 8, generator=torch.Generator().manual_seed(0))
     tokens = join_speakers(projection(windows))
     assert tokens.shape == (1, 3, 6, 10)
@@ -62,11 +62,11 @@ def test_audio_projection_speakers_do_not_mix() -> None:
 
 
 def test_audio_projection_wrong_wav2vec2_names_both_sizes() -> None:
-    projection = AudioProjection(AUDIO, ops=TorchOps)
+    projection = draw_weights(AudioProjection(AUDIO, ops=TorchOps))
     with pytest.raises(InputError, match=r"24 layers x 1024 channels.*made for 2 x 8"):
         projection(torch.zeros(1, 5, 5, 24, 1024))
 
 
 def test_audio_projection_length_not_4n_plus_1_is_refused() -> None:
     with pytest.raises(InputError, match="8 video frames"):
-        AudioProjection(AUDIO, ops=TorchOps)(torch.zeros(1, 8, 5, 2, 8))
+        draw_weights(AudioProjection(AUDIO, ops=TorchOps))(torch.zeros(1, 8, 5, 2, 8))

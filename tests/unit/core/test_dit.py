@@ -40,7 +40,7 @@ def test_dit_audio_strength_zero_is_the_base_model() -> None:
         {name: MODEL.state_dict()[name] for name in base.state_dict()}, strict=True
     )
     expected = _run(inputs, model=base, audio=None, token_masks=None)
-    assert torch.equal(_run(inputs, audio_strength=0.0), expected)
+    assert torch.equal(_run(inputs, audio_strength=0.0, token_masks=None), expected)
     assert torch.equal(_run(inputs, audio=None), expected)
     assert _distance(_run(inputs), expected) > 1e-2
 
