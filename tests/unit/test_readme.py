@@ -1,0 +1,48 @@
+"""The README keeps its word: its commands parse, its files are there, the two targets come first."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from comfyui_multitalk.standalone.arguments import build_request, parse
+
+
+@pytest.fixture(scope="module")
+def readme(repository: Path) -> str:
+    return (repository / "README.md").read_text(encoding="utf-8")
+
+
+def _blocks(readme: str) -> list[str]:
+    return re.findall(r"^ *```\n(.*?)^ *```$", readme, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_readme_begins_with_the_two_commands(readme: str, repository: Path) -> None:
+    commands = [line.split("#")[0].split() for line in _blocks(readme)[0].splitlines()]
+    assert commands == [["make", "demo"], ["make", "test"]]
+    for _, target in commands:
+        assert f"{target}:\n\t@scripts/{target}\n" in (repository / "Makefile").read_text()
+
+
+def test_readme_commands_parse(readme: str) -> None:
+    text = "\n".join(_blocks(readme)).replace("\\\n", " ")
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("multitalk ")]
+    assert len(commands) == 2
+    for command in commands:
+        request = build_request(parse(command[1:]))
+        assert request.output.suffix == ".mp4"
+
+
+def test_readme_links_lead_to_files(readme: str, repository: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", readme)
+    assert links
+    assert [link for link in links if not (repository / link).exists()] == []
+
+
+def test_readme_names_examples_that_are_there(readme: str, repository: Path) -> None:
+    names = set(re.findall(r"examples/[\w.]+\w", readme))
+    assert len(names) > 3
+    assert [name for name in names if not (repository / name).exists()] == []
