@@ -1,4 +1,4 @@
-"""The README keeps its word: its commands parse, its files are there, the two targets come first."""
+"""The README keeps its word: its commands parse, its files exist, the two targets come first."""
 
 from __future__ import annotations
 
