@@ -9,6 +9,7 @@ from .config import ApgConfig, AudioConfig, ModelConfig, SamplingConfig
 from .dit import MultiTalkModel
 from .errors import InputError, MultiTalkError, WeightsError
 from .geometry import Box, GridSize, Size
+from .pipeline import Speech, Step, generate
 from .weights import FileKind, Identity, audio_config, identify, model_config, require
 
 __all__ = [
@@ -24,8 +25,11 @@ __all__ = [
     "MultiTalkModel",
     "SamplingConfig",
     "Size",
+    "Speech",
+    "Step",
     "WeightsError",
     "audio_config",
+    "generate",
     "identify",
     "model_config",
     "require",
