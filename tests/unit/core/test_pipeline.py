@@ -130,8 +130,8 @@ def test_generate_what_the_caller_does_to_the_frames_does_not_reach_the_next_seg
 
 
 def test_generate_leaves_the_gradient_mode_of_the_caller_alone() -> None:
-    frames = Scene().start()
-    next(frames)
+    frames = Scene(model=small_model().requires_grad_(True)).start()
+    assert not next(frames).requires_grad
     assert torch.is_grad_enabled()
 
 
@@ -185,6 +185,23 @@ def test_generate_text_guidance_of_one_needs_no_negative_text() -> None:
     config = replace(SAMPLING, text_guidance=1.0)
     without = Scene(config=config, negative_text=None).video()
     assert torch.equal(without, Scene(config=config).video())
+
+
+def test_generate_passes_leave_out_what_their_names_say() -> None:
+    given: list[tuple[int, int, bool]] = []
+
+    class Listener(_Painter):
+        def __call__(self, latents: Tensor, timestep: Tensor, **kwargs: Any) -> Tensor:
+            audio = kwargs["audio"]
+            given.append((kwargs["text"].shape[1], audio.shape[2], bool(audio.any())))
+            return latents
+
+    two_speakers(model=Listener(), config=replace(SAMPLING, steps=1)).video()
+    full, without_text, unconditional = (4, 2, True), (6, 2, True), (6, 1, False)
+    assert given == [full, without_text, unconditional] * 2
+    given.clear()
+    two_speakers(model=Listener(), config=replace(SAMPLING, steps=1, text_guidance=1.0)).video()
+    assert given == [full, (4, 1, False)] * 2
 
 
 def test_speech_windows_of_segments_are_cut_from_those_of_the_whole() -> None:
