@@ -41,13 +41,13 @@ def test_dit_half_precision_stays_near_upstream(
 ) -> None:
     """Relative norm of the output; measured 0.6 %, 1.0 % (a few labels flip), 0.07 %, 0.07 %."""
     file = GoldenFile(GOLDEN / name)
-    velocity = record(load_model(file), file, map_heads=4, dtype=dtype)["out.x"]
+    velocity = record(load_model(file), file, upstream=True, dtype=dtype)["out.x"]
     theirs = file.get("out.x")
     assert velocity.dtype == dtype
     assert (velocity.float() - theirs).norm() / theirs.norm() < tolerance
 
 
-def _save_run(tmp_path: Path, config: ModelConfig, *, speakers: int, map_heads: int) -> Path:
+def _save_run(tmp_path: Path, config: ModelConfig, *, speakers: int, upstream: bool = True) -> Path:
     """Record a run of our own model of other sizes as a golden file in two parts."""
     model, inputs = small_model(config), small_inputs(speakers=speakers)
     sizes = asdict(config) | {
@@ -74,7 +74,7 @@ def _save_run(tmp_path: Path, config: ModelConfig, *, speakers: int, map_heads: 
     }
     path = tmp_path / "run.safetensors"
     save_file(recorded, path, metadata=metadata)
-    values = record(model, GoldenFile(path), map_heads=map_heads)
+    values = record(model, GoldenFile(path), upstream=upstream)
     names = ["out.x", "mid.blocks.1.out", "mid.blocks.0.x_ref_attn_map", "mid.text_embedding"]
     recorded |= {name: values[name].contiguous() for name in names}
     save_file(recorded, path, metadata=metadata)
@@ -84,13 +84,13 @@ def _save_run(tmp_path: Path, config: ModelConfig, *, speakers: int, map_heads: 
 @pytest.mark.parametrize("speakers", [1, 2])
 def test_dit_compare_takes_other_sizes(tmp_path: Path, speakers: int) -> None:
     config = replace(CONFIG, num_heads=2)
-    rows = compare(_save_run(tmp_path, config, speakers=speakers, map_heads=2))
+    rows = compare(_save_run(tmp_path, config, speakers=speakers))
     assert len(rows) == 4
     assert [r for r in rows if not r.ok or r.note] == []
 
 
 def test_dit_compare_odd_heads_upstream_is_checked_and_the_departure_said(tmp_path: Path) -> None:
-    rows = compare(_save_run(tmp_path, CONFIG, speakers=2, map_heads=2))
+    rows = compare(_save_run(tmp_path, CONFIG, speakers=2))
     assert [r for r in rows if not r.ok] == []
     departures = {r.group: r for r in rows if r.note}
     assert set(departures) == {"out.x (all heads)", "mid.blocks.0.x_ref_attn_map (all heads)"}
@@ -99,7 +99,7 @@ def test_dit_compare_odd_heads_upstream_is_checked_and_the_departure_said(tmp_pa
 
 
 def test_dit_compare_odd_heads_all_averaged_is_not_upstream(tmp_path: Path) -> None:
-    rows = compare(_save_run(tmp_path, CONFIG, speakers=2, map_heads=3))
+    rows = compare(_save_run(tmp_path, CONFIG, speakers=2, upstream=False))
     assert "out.x" in {r.group for r in rows if not r.ok}
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
 from comfyui_multitalk.tools.parity.golden import GoldenFile
 from comfyui_multitalk.tools.parity.sampler import upstream_masks
-from comfyui_multitalk.tools.parity.sampler_run import Chunk, Variant, run, upstream_heads
+from comfyui_multitalk.tools.parity.sampler_run import Chunk, Variant, run, upstream_maps
 
 _FRAMES, _MOTION = 9, 5
 _SIZE = (32, 64)
@@ -58,7 +58,7 @@ def save_sampler_file(folder: Path, *, audio: list[int], **settings: Any) -> Pat
     save_file(tensors, path, metadata=metadata)
     recorded = Variant(GoldenFile(path), "v")
     masks = upstream_masks(recorded)
-    with upstream_heads(model) if recorded.num_speakers > 1 else nullcontext():
+    with upstream_maps(model) if recorded.num_speakers > 1 else nullcontext():
         seen = run(recorded, model, masks=masks, dtype=torch.float32)
     for number, chunk in enumerate(seen.chunks):
         tensors |= _outputs(chunk, f"v.v.chunk{number}", num_known=_MOTION if number else 1)

@@ -1,12 +1,14 @@
 """Compare the transformer with recorded runs of `WanModel` (`dit_*` files).
 
 Hooks collect every intermediate value under the name the recording gives it. Departures shown as
-such: upstream's reference map drops the last of an odd number of heads (the recorded values are
-then checked with upstream's map put in by a hook), and is NaN for a region without tokens.
+such: upstream's reference map drops the last of an odd number of heads, and is NaN for a region
+without tokens, which then wins every token. The recorded values are checked with upstream's map
+put in by a hook; what the product gives instead is said in rows of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,13 +40,14 @@ def compare(path: Path) -> list[Row]:
     """Run the transformer on the file's inputs and compare everything it recorded."""
     file = GoldenFile(path)
     model = load_model(file)
-    num_heads = model.config.num_heads
-    ours = record(model, file, map_heads=num_heads // 2 * 2)
+    ours = record(model, file, upstream=True)
     rows = [_row(name, ours[name], theirs) for name, theirs in file.tensors.items() if name in ours]
-    if num_heads % 2:
-        own = record(model, file, map_heads=num_heads)
+    empty = not token_masks(file.get("in.ref_target_masks")).any(dim=1).all()
+    if empty or model.config.num_heads % 2:
+        own = record(model, file, upstream=False)
+        way, note = ("empty region", EMPTY_REGION) if empty else ("all heads", ODD_HEAD)
         rows += [
-            Row(f"{name} (all heads)", largest_error(own[name], theirs), float("inf"), ODD_HEAD)
+            departure(f"{name} ({way})", own[name], theirs, note=note)
             for name, theirs in file.tensors.items()
             if name in own and (name == "out.x" or name.endswith("x_ref_attn_map"))
         ]
@@ -88,12 +91,12 @@ def record(
     model: MultiTalkModel,
     file: GoldenFile,
     *,
-    map_heads: int,
+    upstream: bool,
     dtype: torch.dtype = torch.float32,
 ) -> Values:
     """Run the transformer on the file's inputs and collect its values by recorded names.
 
-    The reference map takes the first `map_heads` heads.
+    The reference map is upstream's or our own.
     """
     masks = token_masks(file.get("in.ref_target_masks"))
     values: Values = {"mid.token_ref_target_masks": masks}
@@ -103,7 +106,11 @@ def record(
         hooks.append(module.register_forward_hook(keep))
         if isinstance(module, SelfAttention):
             look = partial(
-                _look, values=values, name=f"mid.{name}", masks=masks, map_heads=map_heads
+                _look,
+                values=values,
+                name=f"mid.{name}",
+                masks=masks,
+                make_map=upstream_map if upstream else reference_map,
             )
             hooks.append(module.register_forward_hook(look, with_kwargs=True))
         if isinstance(module, AudioAttention):
@@ -137,20 +144,51 @@ def token_masks(masks: Tensor) -> Tensor:
     return (small > 0).float().flatten(1)
 
 
+def upstream_map(q: Tensor, k: Tensor, *, token_masks: Tensor) -> Tensor:
+    """Give upstream's reference map: of an even number of heads, NaN for a region without tokens.
+
+    A single head is the odd one left out, which leaves NaN everywhere.
+    """
+    even = q.shape[2] // 2 * 2
+    used = slice(max(1, even))
+    looks = reference_map(q[:, :, used], k[:, :, used], token_masks=token_masks)
+    lost = ~token_masks.bool().any(dim=-1, keepdim=True) | (even == 0)
+    return looks.masked_fill(lost.to(looks.device), float("nan"))
+
+
+def known_row(group: str, ours: Tensor, theirs: Tensor, *, tolerance: float) -> Row:
+    """Compare where upstream's values are numbers; without any there is nothing to hold to."""
+    known = ~theirs.isnan()
+    if known.all() or ours.shape != theirs.shape:
+        return row(group, ours, theirs, tolerance=tolerance)
+    if not known.any():
+        return Row(group, float("inf"), float("inf"), EMPTY_REGION)
+    return row(group, ours[known], theirs[known], tolerance=tolerance, note=EMPTY_REGION)
+
+
+def departure(group: str, ours: Tensor, theirs: Tensor, *, note: str) -> Row:
+    """Say how far a deliberate departure leads from upstream, where that gives numbers."""
+    known = ~theirs.isnan()
+    error = largest_error(ours[known], theirs[known]) if known.any() else float("inf")
+    return Row(group, error, float("inf"), note)
+
+
+def map_tolerance(theirs: Tensor) -> float:
+    """Give the tolerance of a reference map."""
+    return max(MAP_TOLERANCE, 10 * MAP_TOLERANCE * float(theirs.nan_to_num().abs().max()))
+
+
 def _row(name: str, ours: Tensor, theirs: Tensor) -> Row:
-    size = theirs.double().nan_to_num()
     if name.endswith("x_ref_attn_map"):
-        tolerance = max(MAP_TOLERANCE, 10 * MAP_TOLERANCE * float(size.abs().max()))
+        tolerance = map_tolerance(theirs)
     elif name.endswith("_pos"):
         tolerance = POSITION_TOLERANCE
     elif name.endswith("target_masks"):
         tolerance = 0.0
     else:
-        tolerance = TOLERANCE * max(1.0, float(size.pow(2).mean().sqrt()) / 2)
-    known = ~theirs.isnan()
-    if known.all() or ours.shape != theirs.shape or not ours.isfinite().all():
-        return row(name, ours, theirs, tolerance=tolerance)
-    return row(name, ours[known], theirs[known], tolerance=tolerance, note=EMPTY_REGION)
+        size = float(theirs.double().nan_to_num().pow(2).mean().sqrt())
+        tolerance = TOLERANCE * max(1.0, size / 2)
+    return known_row(name, ours, theirs, tolerance=tolerance)
 
 
 def _keep(
@@ -173,7 +211,7 @@ def _look(
     values: Values,
     name: str,
     masks: Tensor,
-    map_heads: int,
+    make_map: Callable[..., Tensor],
 ) -> SelfAttended:
     """Record the turned heads and the reference map, and put that map in if one is used."""
     block = name.removesuffix(".self_attn")
@@ -181,7 +219,7 @@ def _look(
     for letter, turned in (("q", heads.q), ("k", heads.k)):
         values[f"{block}.rope3d.{letter}_out"] = turned
         values[f"{block}.rope3d.{letter}_in"] = values[f"{name}.norm_{letter}"].view_as(turned)
-    looks = reference_map(heads.q[:, :, :map_heads], heads.k[:, :, :map_heads], token_masks=masks)
+    looks = make_map(heads.q, heads.k, token_masks=masks)
     values[f"{block}.x_ref_attn_map"] = looks[0]
     return SelfAttended(output.tokens, None if output.reference_map is None else looks)
 

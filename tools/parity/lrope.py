@@ -25,8 +25,8 @@ from ...multitalk_core.lrope import (
     scale_to_range,
 )
 from ...multitalk_core.protocols import TorchOps
-from .dit import MAP_TOLERANCE, ODD_HEAD, POSITION_TOLERANCE
-from .golden import GoldenFile, Row, largest_error, require_rows, row
+from .dit import ODD_HEAD, POSITION_TOLERANCE, departure, known_row, map_tolerance, upstream_map
+from .golden import GoldenFile, Row, require_rows, row
 
 TOLERANCE = 1e-5
 CPU = torch.device("cpu")
@@ -120,13 +120,11 @@ def _maps(file: GoldenFile) -> list[Row]:
     rows = []
     for case in _cases(file, "attnmap"):
         q, k, masks = (file.get(f"{case}.{name}") for name in ("q", "k", "masks"))
-        theirs, num_heads = file.get(f"{case}.out"), q.shape[2]
-        tolerance = max(MAP_TOLERANCE, 10 * MAP_TOLERANCE * float(theirs.abs().max()))
-        even = num_heads // 2 * 2
-        ours = reference_map(q[:, :, :even], k[:, :, :even], token_masks=masks)[0]
-        rows.append(row(case, ours, theirs, tolerance=tolerance))
-        if num_heads % 2:
+        theirs = file.get(f"{case}.out")
+        ours = upstream_map(q, k, token_masks=masks)[0]
+        rows.append(known_row(case, ours, theirs, tolerance=map_tolerance(theirs)))
+        if q.shape[2] % 2:
             ours = reference_map(q, k, token_masks=masks)[0]
             name = f"{case} (all heads)"
-            rows.append(Row(name, largest_error(ours, theirs), float("inf"), ODD_HEAD))
+            rows.append(departure(name, ours, theirs, note=ODD_HEAD))
     return rows

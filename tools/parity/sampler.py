@@ -19,7 +19,7 @@ from ...multitalk_core.masks import FACE_MARGIN, fit_masks, speaker_masks
 from ...multitalk_core.segments import plan
 from .dit import load_model
 from .golden import GoldenFile, Row, largest_error, require_rows
-from .sampler_run import Call, Chunk, Run, Variant, run, upstream_heads
+from .sampler_run import Call, Chunk, Run, Variant, run, upstream_maps
 
 TOLERANCE = 2e-4
 TIMESTEP_TOLERANCE = 1e-3
@@ -58,7 +58,7 @@ def compare_variant(variant: Variant, model: MultiTalkModel) -> list[Row]:
         raise ValueError(f"{variant.file.path.name} records nothing of variant {variant.name!r}.")
     masks = upstream_masks(variant)
     try:
-        with upstream_heads(model) if variant.num_speakers > 1 else nullcontext():
+        with upstream_maps(model) if variant.num_speakers > 1 else nullcontext():
             seen = run(variant, model, masks=masks, dtype=torch.float32)
     except InputError as error:
         return [_departure(variant, "all", f"upstream goes on, we say: {error}")]

@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from ...multitalk_core import pipeline
-from ...multitalk_core.attention import SelfAttended, SelfAttention, reference_map
+from ...multitalk_core.attention import SelfAttended, SelfAttention
 from ...multitalk_core.config import ApgConfig, SamplingConfig
 from ...multitalk_core.dit import MultiTalkModel
 from ...multitalk_core.geometry import Size, latent_frames
 from ...multitalk_core.segments import Segment, SegmentPlan, upstream_plan
+from .dit import upstream_map
 from .golden import GoldenFile
 
 
@@ -251,26 +252,25 @@ def run(variant: Variant, model: MultiTalkModel, *, masks: Tensor, dtype: torch.
 
 
 @contextmanager
-def upstream_heads(model: MultiTalkModel) -> Iterator[None]:
-    """Leave the last of an odd number of heads out of the reference map, as upstream does."""
-    even = model.config.num_heads // 2 * 2
+def upstream_maps(model: MultiTalkModel) -> Iterator[None]:
+    """Let tokens look at regions as upstream's do, where ours would give another map.
+
+    That is with an odd number of heads and where a region has no token.
+    """
 
     def look(
         module: SelfAttention, args: tuple[Tensor], given: dict[str, Any], output: SelfAttended
     ) -> SelfAttended:
+        masks = given["token_masks"]
         if output.reference_map is None:
             return output
+        if model.config.num_heads % 2 == 0 and masks.any(dim=-1).all():
+            return output
         heads = module.project(*args, rotation=given["rotation"])
-        q, k = heads.q[:, :, :even], heads.k[:, :, :even]
-        looks = reference_map(q, k, token_masks=given["token_masks"])
-        return SelfAttended(output.tokens, looks)
+        return SelfAttended(output.tokens, upstream_map(heads.q, heads.k, token_masks=masks))
 
     attentions = [one for one in model.modules() if isinstance(one, SelfAttention)]
-    hooks = [
-        one.register_forward_hook(look, with_kwargs=True)
-        for one in attentions
-        if even != model.config.num_heads
-    ]
+    hooks = [one.register_forward_hook(look, with_kwargs=True) for one in attentions]
     try:
         yield
     finally:
