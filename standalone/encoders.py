@@ -44,7 +44,7 @@ class TextEncoder:
         self._tokenizer = tokenizer
         self._device = device
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, prompts: list[str]) -> list[Tensor]:
         """Turn each prompt into its text tokens `(1, L, D)`, float32 on the CPU, L <= 512."""
         with on_device(self.model, self._device):
@@ -68,7 +68,7 @@ class VisionEncoder:
         self.model = model
         self._device = device
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
         """Turn a picture `(1, 3, H, W)` in [-1, 1] into `(1, 257, D)`, the last but one state."""
         with on_device(self.model, self._device):

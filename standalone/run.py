@@ -103,6 +103,14 @@ class _Text(NamedTuple):
     negative: Tensor | None
 
 
+class _Inputs(NamedTuple):
+    """What a video is made from, ready for the model."""
+
+    scene: _Scene
+    speech: Speech
+    text: _Text
+
+
 class _Models(NamedTuple):
     """What samples, encodes and decodes."""
 
@@ -164,22 +172,8 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
             sample_rate=voices.sound.sample_rate,
         ) as writer,
     ):
-        for frames in generate(
-            models.transformer,
-            models.vae,
-            models.image_encoder,
-            photo=scene.photo,
-            speech=speech,
-            masks=scene.masks,
-            text=text.prompt,
-            negative_text=text.negative,
-            size=scene.size,
-            config=request.sampling,
-            generator=torch.Generator().manual_seed(request.seed),
-            device=device,
-            dtype=dtype,
-            on_step=on_step,
-        ):
+        inputs = _Inputs(scene, speech, text)
+        for frames in _frames(request, models, inputs, device=device, dtype=dtype, on_step=on_step):
             writer.write(frames)
     return Summary(
         output=str(request.output),
@@ -312,6 +306,33 @@ def _load_models(
         width=files.config.dim,
     )
     return _Models(transformer, vae, image_encoder, streamed)
+
+
+def _frames(
+    request: Request,
+    models: _Models,
+    inputs: _Inputs,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    on_step: Callable[[Step], None] | None,
+) -> Iterator[Tensor]:
+    return generate(
+        models.transformer,
+        models.vae,
+        models.image_encoder,
+        photo=inputs.scene.photo,
+        speech=inputs.speech,
+        masks=inputs.scene.masks,
+        text=inputs.text.prompt,
+        negative_text=inputs.text.negative,
+        size=inputs.scene.size,
+        config=request.sampling,
+        generator=torch.Generator().manual_seed(request.seed),
+        device=device,
+        dtype=dtype,
+        on_step=on_step,
+    )
 
 
 def _num_tokens(request: Request, size: Size) -> int:

@@ -57,7 +57,7 @@ class WanVAE:
         self.mean = torch.tensor(model.config["latents_mean"])
         self.std = torch.tensor(model.config["latents_std"])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """Turn frames `(1, 3, T, H, W)` in [-1, 1] into latents `(1, 16, F, H/8, W/8)`, float32."""
         with on_device(self.model, self._device):
@@ -65,7 +65,7 @@ class WanVAE:
             latents: Tensor = self.model.encode(moved).latent_dist.mode().float()
             return (latents - _spread(self.mean, latents)) / _spread(self.std, latents)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents `(1, 16, F, h, w)` into float32 frames `(1, 3, 4F - 3, 8h, 8w)`, clamped."""
         with on_device(self.model, self._device):

@@ -115,7 +115,7 @@ class VideoWriter:
         self._container.mux(self._video.encode(None))
         self._container.mux(self._audio.encode(None))
         self._container.close()
-        with open(self._draft, "rb") as file:
+        with open(self._draft, "r+b") as file:
             os.fsync(file.fileno())  # a full disk may show only now
         os.replace(self._draft, self.path)
 

@@ -97,15 +97,22 @@ def test_generate_two_speakers_lasts_as_long_as_their_timeline(
     assert played.sound_seconds == pytest.approx(frames / 25, abs=1.5 / played.sample_rate)
 
 
-def test_generate_same_seed_twice_gives_the_same_video(
+def test_generate_follows_seed_and_lora(
     tmp_path: Path, tiny: TinySet, portrait: Path, voice: Path
 ) -> None:
-    for name, seed in (("a.mp4", "1"), ("b.mp4", "1"), ("c.mp4", "2")):
-        line = arguments(tiny, image=portrait, audio=voice, output=tmp_path / name, seed=seed)
+    for name, seed, lora in (
+        ("a.mp4", "1", None), ("b.mp4", "1", None), ("seed.mp4", "2", None),
+        ("lora.mp4", "1", f"{tiny.lora}:4"), ("no_lora.mp4", "1", f"{tiny.lora}:0"),
+    ):  # fmt: skip
+        line = arguments(
+            tiny, image=portrait, audio=voice, output=tmp_path / name, seed=seed, lora=lora
+        )
         assert main(line) == 0
-    first, second, other = (play(tmp_path / name).frames for name in ("a.mp4", "b.mp4", "c.mp4"))
-    assert np.array_equal(first, second)
-    assert not np.array_equal(first, other)
+    videos = {path.stem: play(path).frames for path in tmp_path.glob("*.mp4")}
+    assert np.array_equal(videos["a"], videos["b"])
+    assert np.array_equal(videos["a"], videos["no_lora"])
+    assert not np.array_equal(videos["a"], videos["seed"])
+    assert not np.array_equal(videos["a"], videos["lora"])
 
 
 def test_generate_infinitetalk_with_all_guidance_runs(

@@ -20,7 +20,7 @@ RED = (250, 10, 20)
 
 def _image(mode: str) -> Image.Image:
     if mode == "I;16":
-        return Image.fromarray(np.full((4, 6), 200 * 257, dtype=np.uint16))
+        return Image.fromarray(np.full((4, 6), 200 * 257 + 100, dtype=np.uint16))
     image = Image.new("RGB", (6, 4), RED)
     return image.convert(mode)
 

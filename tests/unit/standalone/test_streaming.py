@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comfyui_multitalk.standalone.streaming import Offload, place, stream_blocks, weight_bytes
+from comfyui_multitalk.standalone.request import Offload
+from comfyui_multitalk.standalone.streaming import place, stream_blocks, weight_bytes
 
 CARD = torch.device("meta")
 
