@@ -54,12 +54,19 @@ def test_compare_teacache_waits_by_decision() -> None:
 
 
 def test_compare_says_which_departures_are_decisions(tmp_path: Path) -> None:
-    boxes = [[0, 0, 40, 35], [0, 25, 40, 60]]
+    boxes = [[0, 0, 40, 25], [0, 10, 40, 40]]
     path = save_sampler_file(tmp_path, audio=[14, 14], humans=2, bbox=boxes)
     notes = {row.group: row.note for row in compare(path) if row.note}
     assert set(notes) == {"v: own masks", "v: length", "v: heads"}
     assert "later speaker wins" in notes["v: own masks"]
     assert "14 frames, as long as the sound, upstream gives 11" in notes["v: length"]
+
+
+def test_compare_picture_without_background_is_upstreams_and_said(tmp_path: Path) -> None:
+    boxes = [[0, 0, 40, 30], [0, 30, 40, 60]]
+    rows = compare(save_sampler_file(tmp_path, audio=[14, 14], humans=2, bbox=boxes))
+    assert [row for row in rows if not row.ok] == []
+    assert "v: no background" in {row.group for row in rows if row.note}
 
 
 @pytest.mark.parametrize(

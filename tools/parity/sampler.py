@@ -15,9 +15,9 @@ from torch import Tensor
 from ...multitalk_core.dit import MultiTalkModel
 from ...multitalk_core.errors import InputError
 from ...multitalk_core.geometry import Box
-from ...multitalk_core.masks import FACE_MARGIN, fit_masks, speaker_masks
+from ...multitalk_core.masks import FACE_MARGIN, fit_masks, speaker_masks, to_tokens
 from ...multitalk_core.segments import plan
-from .dit import load_model
+from .dit import EMPTY_REGION, load_model
 from .golden import GoldenFile, Row, largest_error, require_rows
 from .sampler_run import Call, Chunk, Run, Variant, run, upstream_maps
 
@@ -224,6 +224,8 @@ def _departures(variant: Variant, masks: Tensor) -> list[Row]:
         rows.append(_departure(variant, "passes", "an audio guidance of 1 saves a pass"))
     if variant.num_speakers == 2 and variant.file.config["model"]["num_heads"] % 2:
         rows.append(_departure(variant, "heads", "all are averaged, upstream drops the odd one"))
+    if variant.num_speakers == 2 and not to_tokens(fit_masks(masks, size=variant.size))[-1].any():
+        rows.append(_departure(variant, "no background", EMPTY_REGION.removeprefix(DECISION)))
     return rows
 
 
