@@ -22,6 +22,8 @@ from .wan import CONFIG
 
 NUM_HEADS = 4
 """Of all three encoders; the shapes cannot tell, so the files carry it."""
+CLIP_DEVIATIONS = {"class_embedding": 0.5, "position_embedding.weight": 0.5}
+"""Standard deviations that differ from the rule of `fill`."""
 _SENTENCES = Path(__file__).with_name("sentences.txt")
 _NUM_PIECES = 800  # at most; 256 of them are bytes, so any script can be written
 
@@ -37,6 +39,11 @@ def wav2vec2(*, seed: int) -> dict[str, Tensor]:
         intermediate_size=64,
         conv_dim=(32,) * 7,  # strides and kernels stay those of the real one: 50 features a second
     )
+    return fill(wav2vec2_shapes(config), seed=seed, std={"masked_spec_embed": 0.1})
+
+
+def wav2vec2_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
+    """Give the tensors of a file like the released chinese-wav2vec2-base, of any sizes."""
     with torch.device("meta"):
         shapes = meta_shapes(Wav2Vec2Model(config))
     conv = "encoder.pos_conv_embed.conv"
@@ -44,13 +51,12 @@ def wav2vec2(*, seed: int) -> dict[str, Tensor]:
         f"{conv}.parametrizations.weight.original0": f"{conv}.weight_g",
         f"{conv}.parametrizations.weight.original1": f"{conv}.weight_v",
     }
-    names = {f"wav2vec2.{released.get(name, name)}": shape for name, shape in shapes.items()}
-    return fill(names, seed=seed, std={"masked_spec_embed": 0.1})
+    return {f"wav2vec2.{released.get(name, name)}": shape for name, shape in shapes.items()}
 
 
 def umt5(*, seed: int) -> dict[str, Tensor]:
     """Draw a UMT5 encoder with its tokenizer inside, as ComfyUI's files have it."""
-    tokenizer = _sentencepiece_model()
+    tokenizer = sentencepiece_model()
     pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
     config = UMT5Config(
         vocab_size=pieces.get_piece_size(),
@@ -61,15 +67,27 @@ def umt5(*, seed: int) -> dict[str, Tensor]:
         num_heads=NUM_HEADS,
         feed_forward_proj="gated-gelu",
     )
+    weights = fill(umt5_shapes(config), seed=seed, std=umt5_deviations(config))
+    weights["spiece_model"] = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
+    return weights
+
+
+def umt5_shapes(config: UMT5Config) -> dict[str, tuple[int, ...]]:
+    """Give the tensors of a UMT5 encoder's file, but for the tokenizer."""
     with torch.device("meta"):
         shapes = meta_shapes(UMT5EncoderModel(config))
     shapes.pop("encoder.embed_tokens.weight", None)  # tied to `shared`
-    # T5 does not divide by the root of the head width; its query weights do.
-    std = {"shared.weight": 1.0, "relative_attention_bias.weight": 0.1}
-    std["SelfAttention.q.weight"] = (config.d_model * config.d_kv) ** -0.5
-    weights = fill(shapes, seed=seed, std=std)
-    weights["spiece_model"] = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
-    return weights
+    return shapes
+
+
+def umt5_deviations(config: UMT5Config) -> dict[str, float]:
+    """Give the standard deviations that differ from the rule of `fill`."""
+    return {
+        "shared.weight": 1.0,
+        "relative_attention_bias.weight": 0.1,
+        # T5 does not divide by the root of the head width; its query weights do.
+        "SelfAttention.q.weight": (config.d_model * config.d_kv) ** -0.5,
+    }
 
 
 def clip_vision(*, seed: int) -> dict[str, Tensor]:
@@ -84,13 +102,16 @@ def clip_vision(*, seed: int) -> dict[str, Tensor]:
         patch_size=14,
         hidden_act="gelu",
     )
+    return fill(clip_vision_shapes(config), seed=seed, std=CLIP_DEVIATIONS)
+
+
+def clip_vision_shapes(config: CLIPVisionConfig) -> dict[str, tuple[int, ...]]:
+    """Give the tensors of a CLIP vision tower's file."""
     with torch.device("meta"):
-        shapes = meta_shapes(CLIPVisionModelWithProjection(config))
-    std = {"class_embedding": 0.5, "position_embedding.weight": 0.5}
-    return fill(shapes, seed=seed, std=std)
+        return meta_shapes(CLIPVisionModelWithProjection(config))
 
 
-def _sentencepiece_model() -> bytes:
+def sentencepiece_model() -> bytes:
     """Train a tokenizer on a page of our own text, with UMT5's special ids."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(

@@ -46,12 +46,20 @@ def fill(
 def _draw(name: str, shape: tuple[int, ...], *, seed: int, std: Mapping[str, float]) -> Tensor:
     generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
     noise = torch.randn(shape, generator=generator)
-    given = next((value for end, value in std.items() if name.endswith(end)), None)
+    mean, deviation = moments(name, shape, std=std)
+    return mean + noise * deviation
+
+
+def moments(
+    name: str, shape: tuple[int, ...], *, std: Mapping[str, float] | None = None
+) -> tuple[float, float]:
+    """Give mean and standard deviation of one tensor by the rule of `fill`."""
+    given = next((value for end, value in (std or {}).items() if name.endswith(end)), None)
     if given is not None:
-        return noise * given
+        return 0.0, given
     if name.endswith(_GAINS) or (len(shape) == 1 and name.endswith(".weight")):
-        return torch.ones(shape)
+        return 1.0, 0.0
     if len(shape) < 2 or name.endswith("modulation"):
-        return noise * 0.02
+        return 0.0, 0.02
     gain = _RESIDUAL_GAIN if name.endswith(_RESIDUAL_ENDS) else 1.0
-    return noise * (gain * prod(shape[1:]) ** -0.5)
+    return 0.0, gain * prod(shape[1:]) ** -0.5

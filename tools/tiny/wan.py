@@ -27,8 +27,8 @@ _STD = {"time_projection.1.weight": 0.02}
 def base_and_adapter(*, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draw the weights of the image-to-video base and of the adapter that is added to it."""
     weights = fill(meta_shapes(MultiTalkModel(CONFIG, device="meta")), seed=seed, std=_STD)
-    adapter = {name: value for name, value in weights.items() if _is_audio(name)}
-    base = {name: value for name, value in weights.items() if not _is_audio(name)}
+    adapter = {name: value for name, value in weights.items() if is_audio(name)}
+    base = {name: value for name, value in weights.items() if not is_audio(name)}
     return base, adapter
 
 
@@ -43,5 +43,6 @@ def lora(base: dict[str, Tensor], *, seed: int) -> dict[str, Tensor]:
     return fill(shapes, seed=seed, std={"lora_B.weight": 0.1})
 
 
-def _is_audio(name: str) -> bool:
+def is_audio(name: str) -> bool:
+    """Tell whether a tensor belongs to the adapter."""
     return name.startswith("audio_proj.") or ".audio_cross_attn." in name or ".norm_x." in name
