@@ -62,6 +62,11 @@ def test_compare_says_which_departures_are_decisions(tmp_path: Path) -> None:
     assert "14 frames, as long as the sound, upstream gives 11" in notes["v: length"]
 
 
+def test_compare_odd_heads_all_averaged_is_not_upstream(tmp_path: Path) -> None:
+    path = save_sampler_file(tmp_path, audio=[14, 14], humans=2, own_maps=True)
+    assert "v: latents" in {row.group for row in compare(path) if not row.ok}
+
+
 def test_compare_picture_without_background_is_upstreams_and_said(tmp_path: Path) -> None:
     boxes = [[0, 0, 40, 30], [0, 30, 40, 60]]
     rows = compare(save_sampler_file(tmp_path, audio=[14, 14], humans=2, bbox=boxes))

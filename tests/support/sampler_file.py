@@ -26,12 +26,15 @@ _LATENT_SIZE = (3, 4, 8)
 _NUM_SEGMENTS = 5  # recorded encodings; more than any plan here asks for
 
 
-def save_sampler_file(folder: Path, *, audio: list[int], **settings: Any) -> Path:
+def save_sampler_file(
+    folder: Path, *, audio: list[int], own_maps: bool = False, **settings: Any
+) -> Path:
     """Run one variant `v` on drawn inputs and write what was seen as a sampler file.
 
     Args:
         folder: Where the file goes.
         audio: Audio features of each speaker.
+        own_maps: Whether two speakers' regions are looked at in our way, not in upstream's.
         settings: As in a file's `variants`, and `which`, `audio_guidance` (its `audio`).
     """
     variant = {"humans": 1, "steps": 2, "shift": 3.0, "text": 4.0, "audio": 3.0, "seed": 9}
@@ -58,7 +61,7 @@ def save_sampler_file(folder: Path, *, audio: list[int], **settings: Any) -> Pat
     save_file(tensors, path, metadata=metadata)
     recorded = Variant(GoldenFile(path), "v")
     masks = upstream_masks(recorded)
-    with upstream_maps(model) if recorded.num_speakers > 1 else nullcontext():
+    with nullcontext() if own_maps else upstream_maps(model):
         seen = run(recorded, model, masks=masks, dtype=torch.float32)
     for number, chunk in enumerate(seen.chunks):
         tensors |= _outputs(chunk, f"v.v.chunk{number}", num_known=_MOTION if number else 1)
