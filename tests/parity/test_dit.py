@@ -47,7 +47,14 @@ def test_dit_half_precision_stays_near_upstream(
     assert (velocity.float() - theirs).norm() / theirs.norm() < tolerance
 
 
-def _save_run(tmp_path: Path, config: ModelConfig, *, speakers: int, upstream: bool = True) -> Path:
+def _save_run(
+    tmp_path: Path,
+    config: ModelConfig,
+    *,
+    speakers: int,
+    upstream: bool = True,
+    background: bool = True,
+) -> Path:
     """Record a run of our own model of other sizes as a golden file in two parts."""
     model, inputs = small_model(config), small_inputs(speakers=speakers)
     sizes = asdict(config) | {
@@ -63,6 +70,8 @@ def _save_run(tmp_path: Path, config: ModelConfig, *, speakers: int, upstream: b
     metadata = {"config": json.dumps(meta)}
     save_file(model.state_dict(), tmp_path / "w.safetensors", metadata=metadata)
     masks = inputs.token_masks.view(3, 2, 3).float()
+    if not background:
+        masks = torch.stack((masks[0] + masks[2], masks[1], torch.zeros_like(masks[2])))
     recorded = {
         "in.x": inputs.latents[0],
         "in.y": inputs.condition,
@@ -101,6 +110,18 @@ def test_dit_compare_odd_heads_upstream_is_checked_and_the_departure_said(tmp_pa
 def test_dit_compare_odd_heads_all_averaged_is_not_upstream(tmp_path: Path) -> None:
     rows = compare(_save_run(tmp_path, CONFIG, speakers=2, upstream=False))
     assert "out.x" in {r.group for r in rows if not r.ok}
+
+
+def test_dit_compare_region_without_tokens_upstream_is_checked_and_the_departure_said(
+    tmp_path: Path,
+) -> None:
+    config = replace(CONFIG, num_heads=2)
+    path = _save_run(tmp_path, config, speakers=2, background=False)
+    rows = {r.group: r for r in compare(path)}
+    assert [r for r in rows.values() if not r.ok] == []
+    assert rows["out.x"].tolerance < 1e-3
+    assert rows["out.x (empty region)"].error > 1e-4
+    assert rows["out.x (empty region)"].note.startswith("differs by decision: ")
 
 
 @pytest.mark.parametrize("name", ["out.x", "mid.blocks.1.out", "mid.blocks.0.lrope.q_pos"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from comfyui_multitalk.multitalk_core.color import match_color
 from comfyui_multitalk.tools.parity.golden import GoldenFile
 from comfyui_multitalk.tools.parity.preprocess import compare
 
@@ -46,3 +47,24 @@ def test_preprocess_with_a_changed_recording_is_reported(name: str, tmp_path: Pa
     path = tmp_path / "changed.safetensors"
     save_file({**file.tensors, name: changed}, path, metadata={"config": json.dumps(file.config)})
     assert sum(not row.ok for row in compare(path)) == 1
+
+
+def test_preprocess_grey_frame_is_said_to_differ_and_the_others_are_held(tmp_path: Path) -> None:
+    file = GoldenFile(GOLDEN)
+    frames = file.get("color.in").clone()
+    frames[:, :, 0] = frames[:, :1, 0]
+    recorded = match_color(frames, file.get("color.ref"), strength=1.0)
+    recorded[:, :, 0] += 0.1
+    path = tmp_path / "grey.safetensors"
+
+    def failures() -> list[str]:
+        tensors = {"color.in": frames, "color.ref": file.get("color.ref")}
+        tensors["color.out.1.0"] = recorded
+        save_file(tensors, path, metadata={"config": json.dumps(file.config)})
+        rows = {row.group: row for row in compare(path)}
+        assert rows["color.strength_1.0 (flat frames)"].note.startswith("differs by decision: ")
+        return [group for group, row in rows.items() if not row.ok]
+
+    assert failures() == []
+    recorded[:, :, 2] += 0.001
+    assert failures() == ["color.strength_1.0"]
