@@ -12,7 +12,8 @@ from typing import Any
 
 from ...multitalk_core.errors import WeightsError
 
-_UNIGRAM = 1
+_UNIGRAM = 1  # kind of model
+_BYTE_PIECE = 6  # kind of piece
 _VARINT, _BYTES, _FLOAT = 0, 2, 5  # wire types
 
 
@@ -38,18 +39,18 @@ def model_from_gguf(metadata: Mapping[str, Any], *, source: str) -> bytes:
         _field(1, _field(1, piece.encode()) + _float(2, score) + _number(3, kind))
         for piece, score, kind in zip(pieces, scores, types, strict=True)
     )
-    model += _field(2, _trainer(metadata))
+    model += _field(2, _trainer(metadata, byte_fallback=_BYTE_PIECE in types))
     return model + _field(3, _normalizer(metadata))
 
 
-def _trainer(metadata: Mapping[str, Any]) -> bytes:
+def _trainer(metadata: Mapping[str, Any], *, byte_fallback: bool) -> bytes:
     ids = {
         40: metadata.get("tokenizer.ggml.unknown_token_id", 2),
         41: metadata.get("tokenizer.ggml.bos_token_id", -1),
         42: metadata.get("tokenizer.ggml.eos_token_id", 1),
         43: metadata.get("tokenizer.ggml.padding_token_id", 0),
     }
-    spec = _number(3, _UNIGRAM)
+    spec = _number(3, _UNIGRAM) + _number(35, int(byte_fallback))
     return spec + b"".join(_number(number, int(value)) for number, value in ids.items())
 
 

@@ -46,7 +46,7 @@ class VoiceEncoder:
         )
 
     def features(self, track: Tensor) -> Tensor:
-        """Hear a track `(N,)` at 16 kHz: layers at 25 Hz, `(T, L, C)`, with silence after the end."""
+        """Hear a track `(N,)` at 16 kHz: layers at 25 Hz, `(T, L, C)`, silence at the end."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         comfy.model_management.load_models_gpu([self._patcher], force_full_load=True)
         heard = audio_features(

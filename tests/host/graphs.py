@@ -1,0 +1,91 @@
+"""The workflows on the tiny set: folders, inputs and small settings."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+import struct
+import wave
+from pathlib import Path
+from typing import Any
+
+from comfyui_multitalk.tests.support.tiny import TinySet
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = ("photo_to_talking_video", "two_speakers")
+SMALL = {
+    "size": "longest side",
+    "longest_side": 64,
+    "steps": 1,
+    "segment_frames": 33,
+    "motion_frames": 9,
+}
+Graph = dict[str, dict[str, Any]]
+
+
+def fill_folders(base: Path, *, tiny: TinySet, examples: Path) -> None:
+    """Link the tiny set under the names the workflows ask for, and put the examples into input."""
+    names = {
+        tiny.base: "diffusion_models/wan2.1-i2v-14b-480p-Q4_K_M.gguf",
+        tiny.adapter: "model_patches/multitalk.safetensors",
+        tiny.text_encoder: "text_encoders/umt5_xxl_fp8_e4m3fn_scaled.safetensors",
+        tiny.clip_vision: "clip_vision/clip_vision_h.safetensors",
+        tiny.wav2vec2: "audio_encoders/wav2vec2-chinese-base_fp16.safetensors",
+        tiny.vae: "vae/wan_2.1_vae.safetensors",
+        tiny.lora: "loras/lora_tiny.safetensors",
+    }
+    for file, name in names.items():
+        link(base / "models" / name, file)
+    sources = base / "input"
+    sources.mkdir()
+    for file in (*examples.glob("*.png"), *examples.glob("*.wav")):
+        shutil.copy(file, sources)
+    write_tone(sources / "short.wav", seconds=0.6)
+
+
+def link(place: Path, file: Path) -> None:
+    """Make a symbolic link, and the folders it lies in."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(file)
+
+
+def load(name: str, **settings: Any) -> Graph:
+    """Load a workflow's API form, with small sampler settings and those given."""
+    graph: Graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+    node(graph, "MTK_Sampler")["inputs"].update({**SMALL, **settings})
+    return graph
+
+
+def short(**settings: Any) -> Graph:
+    """Give the workflow of one speaker with 0.6 seconds of sound."""
+    graph = load(WORKFLOWS[0], **settings)
+    node(graph, "LoadAudio")["inputs"]["audio"] = "short.wav"
+    return graph
+
+
+def node(graph: Graph, kind: str, index: int = 0) -> dict[str, Any]:
+    """Give the `index`-th node of a type."""
+    return [entry for entry in graph.values() if entry["class_type"] == kind][index]
+
+
+def without(graph: Graph, kind: str) -> Graph:
+    """Give a copy without the nodes of a type and the links to them."""
+    kept = copy.deepcopy({k: v for k, v in graph.items() if v["class_type"] != kind})
+    for entry in kept.values():
+        for name, value in list(entry["inputs"].items()):
+            if isinstance(value, list) and value[0] not in kept:
+                del entry["inputs"][name]
+    return kept
+
+
+def write_tone(path: Path, *, seconds: float, rate: int = 16000, volume: float = 0.3) -> None:
+    """Write a mono WAV of a hum; a volume of 0 is silence."""
+    samples = [
+        round(32767 * volume * math.sin(2 * math.pi * 180 * i / rate) * (1 + math.sin(i / 999)) / 2)
+        for i in range(round(seconds * rate))
+    ]
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, rate, 0, "NONE", ""))
+        file.writeframes(struct.pack(f"<{len(samples)}h", *samples))

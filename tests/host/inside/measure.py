@@ -1,0 +1,344 @@
+"""Runs inside ComfyUI's Python: measures what the host tests hold, prints one JSON object.
+
+python measure.py COMFYUI PACK TINY SCRATCH
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+COMFYUI, PACK, TINY, SCRATCH = (Path(argument) for argument in sys.argv[1:5])
+sys.path.insert(0, str(COMFYUI))
+sys.argv = ["measure", "--cpu", "--base-directory", str(SCRATCH)]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.ldm.wan.model  # noqa: E402
+import comfy.lora  # noqa: E402
+import comfy.model_base  # noqa: E402
+import comfy.model_management  # noqa: E402
+import comfy.model_patcher  # noqa: E402
+import comfy.ops  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.supported_models  # noqa: E402
+import comfy.utils  # noqa: E402
+import torch  # noqa: E402
+from comfy_extras.nodes_wan import WanImageToVideo  # noqa: E402
+
+import nodes as comfy_nodes  # noqa: E402
+
+_spec = importlib.util.spec_from_file_location(
+    "comfyui_multitalk", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
+)
+assert _spec is not None and _spec.loader is not None
+sys.modules["comfyui_multitalk"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(sys.modules["comfyui_multitalk"])
+
+from comfyui_multitalk.multitalk_core.errors import InputError  # noqa: E402
+from comfyui_multitalk.nodes.host import model, text, vision  # noqa: E402
+from comfyui_multitalk.standalone import encoders  # noqa: E402
+from comfyui_multitalk.wan_gguf_loader.files import open_weights  # noqa: E402
+
+PROMPT = "A person looks into the camera and talks."
+CPU = torch.device("cpu")
+KEY = "diffusion_model.blocks.0.self_attn.q.weight"
+BASE = TINY / "wan_tiny_i2v_Q4_K_M.gguf"
+ADAPTER = TINY / "multitalk_tiny.safetensors"
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Relative norm of the difference."""
+    return float((a.float() - b.float()).norm() / b.float().norm())
+
+
+class Scene:
+    """A WanImageToVideo conditioning and a KSampler run on it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.clip = text.load_text_encoder(TINY / "umt5_tiny.safetensors")
+        self.clip_vision = vision.load_clip_vision(TINY / "clip_vision_tiny.safetensors")
+        vae = comfy.sd.VAE(comfy.utils.load_torch_file(str(TINY / "wan_vae_tiny.safetensors")))
+        self.photo = torch.rand(1, 64, 80, 3)
+        seen = self.clip_vision.encode_image(self.photo)
+        positive, negative = (
+            self.clip.encode_from_tokens_scheduled(self.clip.tokenize(prompt))
+            for prompt in (PROMPT, "blurred")
+        )
+        self.conditions = WanImageToVideo.execute(
+            positive, negative, vae, 80, 64, 9, 1, start_image=self.photo, clip_vision_output=seen
+        ).args
+
+    def sample(self, patcher: Any) -> torch.Tensor:
+        """Run three steps of KSampler."""
+        positive, negative, latent = self.conditions
+        result = comfy_nodes.common_ksampler(
+            patcher, 0, 3, 3.0, "euler", "simple", positive, negative, latent
+        )
+        samples: torch.Tensor = result[0]["samples"]
+        return samples
+
+
+def comfyui_wan() -> Any:
+    """Build ComfyUI's own Wan model around the tiny base, decoded."""
+    with open_weights(BASE) as file:
+        weights = {name: file.dequantize(name) for name in file.tensors}
+        num_heads = file.num_heads
+    config = comfy.supported_models.WAN21_I2V(
+        {
+            "image_model": "wan2.1",
+            "model_type": "i2v",
+            "dim": 256,
+            "ffn_dim": weights["blocks.0.ffn.0.weight"].shape[0],
+            "num_heads": num_heads,
+            "num_layers": 1 + max(int(n.split(".")[1]) for n in weights if n.startswith("blocks.")),
+            "in_dim": 36,
+            "out_dim": 16,
+            "text_dim": weights["text_embedding.0.weight"].shape[1],
+            "freq_dim": weights["time_embedding.0.weight"].shape[1],
+        }
+    )
+    config.set_inference_dtype(torch.float32, None)
+    wan = _WanWithImageWidth(config, weights["img_emb.proj.0.weight"].shape[0])
+    wan.load_model_weights(weights, "")
+    return comfy.model_patcher.ModelPatcher(wan, torch.device("cpu"), torch.device("cpu"))
+
+
+class _WanWithImageWidth(comfy.model_base.WAN21):
+    """ComfyUI's WAN21 with the tiny set's width of picture tokens, which it fixes at 1280."""
+
+    def __init__(self, config: Any, image_dim: int) -> None:
+        super().__init__(config, image_to_video=True)
+        self.diffusion_model.img_emb = comfy.ldm.wan.model.MLPProj(
+            image_dim,
+            config.unet_config["dim"],
+            operation_settings={
+                "operations": comfy.ops.manual_cast,
+                "device": None,
+                "dtype": torch.float32,
+            },
+        )
+
+
+def native_model(scene: Scene) -> dict[str, Any]:
+    """KSampler on our MODEL against ComfyUI's own Wan; adapter; sharing."""
+    base = model.load_base(BASE)
+    ours = scene.sample(base)
+    theirs = comfyui_wan()
+    talking = model.load_adapter(base, ADAPTER)
+    weight = comfy.utils.get_attr(base.model, KEY)
+    refused = ""
+    try:
+        model.transformer_of(theirs)
+    except InputError as error:
+        refused = str(error)
+    return {
+        "against_comfyui": distance(ours, scene.sample(theirs)),
+        "adapter_without_audio": distance(scene.sample(talking), ours),
+        "adapter_shares": weight.data_ptr() == comfy.utils.get_attr(talking.model, KEY).data_ptr(),
+        "packed_dtype": str(weight.dtype),
+        "foreign_model": refused,
+    }
+
+
+def lora(scene: Scene) -> dict[str, Any]:
+    """A LoRA by ComfyUI's own loader on packed weights: effect, bytes, removal, low VRAM."""
+    base = model.load_base(BASE)
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    plain = scene.sample(base)
+    file = comfy.utils.load_torch_file(str(TINY / "lora_tiny.safetensors"))
+    patched, _ = comfy.sd.load_lora_for_models(base, None, file, 1.0, 0.0)
+    changed = scene.sample(patched)
+    unchanged = all(torch.equal(before[n], v) for n, v in base.model.state_dict().items())
+    comfyui, _ = comfy.sd.load_lora_for_models(comfyui_wan(), None, file, 1.0, 0.0)
+    zero, _ = comfy.sd.load_lora_for_models(base, None, file, 0.0, 0.0)
+    carried = scene.sample(model.load_adapter(patched, ADAPTER))
+    restored = scene.sample(base)
+    return {
+        "patched": len(patched.patches),
+        "effect": distance(changed, plain),
+        "against_comfyui": distance(changed, scene.sample(comfyui)),
+        "bytes_unchanged": unchanged,
+        "strength_zero": torch.equal(scene.sample(zero), plain),
+        "restored": torch.equal(restored, plain),
+        "adapter_carries": distance(carried, changed),
+        "low_vram": low_vram(patched, scene, changed),
+    }
+
+
+def low_vram(patched: Any, scene: Scene, expected: torch.Tensor) -> dict[str, Any]:
+    """The same LoRA with most weights left out of the device, then freed step by step."""
+    comfy.model_management.unload_all_models()
+    patched.partially_load(torch.device("cpu"), extra_memory=600_000)
+    low = bool(patched.model.model_lowvram)
+    partly = scene_forward(patched, scene)
+    patched.partially_unload(torch.device("cpu"), memory_to_free=1e12)
+    freed = scene_forward(patched, scene)
+    patched.detach()
+    whole = scene_forward_loaded(patched, scene)
+    return {"low": low, "partly": distance(partly, whole), "freed": distance(freed, whole)}
+
+
+def scene_forward(patched: Any, scene: Scene) -> torch.Tensor:
+    """Call the network as it is loaded now."""
+    generator = torch.Generator().manual_seed(3)
+    net = patched.model.diffusion_model
+    context = scene.conditions[0][0][0]
+    seen = scene.conditions[0][0][1]["clip_vision_output"].penultimate_hidden_states
+    x = torch.randn(1, 36, 3, 8, 10, generator=generator)
+    velocity: torch.Tensor = net(x, torch.tensor([500.0]), context, seen)
+    return velocity
+
+
+def scene_forward_loaded(patched: Any, scene: Scene) -> torch.Tensor:
+    comfy.model_management.load_models_gpu([patched])
+    return scene_forward(patched, scene)
+
+
+def text_encoder(scene: Scene) -> dict[str, Any]:
+    """ComfyUI's UMT5 class against `transformers`, from one file; and from GGUF."""
+    with open_weights(TINY / "umt5_tiny.safetensors") as file:
+        theirs = encoders.load_text_encoder(file, device=CPU, dtype=torch.float32).encode([PROMPT])[
+            0
+        ]
+    ours = scene.clip.encode_from_tokens_scheduled(scene.clip.tokenize(PROMPT))[0][0]
+    length = theirs.shape[1]
+    packed = SCRATCH / "umt5.gguf"
+    write_gguf_text_encoder(packed)
+    loaded = text.load_text_encoder(packed)
+    again = loaded.encode_from_tokens_scheduled(loaded.tokenize(PROMPT))[0][0]
+    odd = f"{PROMPT}  \uff26\uff55ll width, \xbd \xe9migr\xe9; \u65e5\u672c"
+    tokens = [c.tokenize(odd)["umt5xxl"] for c in (scene.clip, loaded)]
+    layer = loaded.cond_stage_model.umt5xxl.transformer.encoder.block[0].layer[0].SelfAttention.q
+    return {
+        "tokens": length,
+        "against_transformers": distance(ours[:, :length], theirs),
+        "rest": float(ours[:, length:].abs().max()),
+        "gguf_tokens_equal": tokens[0] == tokens[1],
+        "gguf": distance(again, ours),
+        "gguf_packed": str(layer.weight.dtype),
+    }
+
+
+def write_gguf_text_encoder(path: Path) -> None:
+    """Write the tiny UMT5 as city96's files are: llama.cpp names, tokenizer in the metadata."""
+    import gguf
+    import sentencepiece
+
+    weights = comfy.utils.load_torch_file(str(TINY / "umt5_tiny.safetensors"))
+    proto = weights.pop("spiece_model").numpy().tobytes()
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=proto)
+    writer = gguf.GGUFWriter(path, "t5encoder")
+    kinds = {"is_unknown": 2, "is_control": 3, "is_unused": 5, "is_byte": 6}
+    every = range(pieces.get_piece_size())
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list([pieces.id_to_piece(i) for i in every])
+    writer.add_token_scores([pieces.get_score(i) for i in every])
+    writer.add_token_types(
+        [next((k for name, k in kinds.items() if getattr(pieces, name)(i)), 1) for i in every]
+    )
+    charsmap = field(field(proto, 3), 2)
+    if charsmap:
+        writer.add_precompiled_charsmap(charsmap)
+    writer.add_eos_token_id(pieces.eos_id())
+    writer.add_unk_token_id(pieces.unk_id())
+    writer.add_pad_token_id(pieces.pad_id())
+    for name, value in weights.items():
+        tensor = value.float().numpy()
+        if name.endswith("norm.weight"):
+            writer.add_tensor(llama_name(name), tensor)
+        else:
+            kind = gguf.GGMLQuantizationType.Q8_0
+            kind = kind if tensor.shape[-1] % 32 == 0 else gguf.GGMLQuantizationType.F16
+            writer.add_tensor(llama_name(name), gguf.quants.quantize(tensor, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def field(message: bytes, wanted: int) -> bytes:
+    """Give a length-delimited field of a protocol buffer message, empty if it is not there."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        tag = varint()
+        if tag & 7 == 2:
+            length = varint()
+            if tag >> 3 == wanted:
+                return message[at : at + length]
+            at += length
+        elif tag & 7 == 0:
+            varint()
+        else:
+            at += 4 if tag & 7 == 5 else 8
+    return b""
+
+
+def llama_name(name: str) -> str:
+    """Translate a Hugging Face name of UMT5 to llama.cpp's."""
+    for old, new in {
+        "shared.": "token_embd.",
+        "encoder.final_layer_norm.": "enc.output_norm.",
+        "encoder.block.": "enc.blk.",
+        ".layer.0.layer_norm.": ".attn_norm.",
+        ".layer.0.SelfAttention.relative_attention_bias.": ".attn_rel_b.",
+        ".layer.0.SelfAttention.": ".attn_",
+        ".layer.1.layer_norm.": ".ffn_norm.",
+        ".layer.1.DenseReluDense.wi_0.": ".ffn_gate.",
+        ".layer.1.DenseReluDense.wi_1.": ".ffn_up.",
+        ".layer.1.DenseReluDense.wo.": ".ffn_down.",
+    }.items():
+        name = name.replace(old, new)
+    return name
+
+
+def picture_encoder(scene: Scene) -> dict[str, Any]:
+    """ComfyUI's CLIP class against `transformers`, from one file and one picture."""
+    image = scene.photo.movedim(-1, 1) * 2 - 1
+    with open_weights(TINY / "clip_vision_tiny.safetensors") as file:
+        theirs = encoders.load_image_encoder(file, device=CPU, dtype=torch.float32).encode(image)
+    ours = vision.encode_picture(scene.clip_vision, image)
+    cropped = scene.clip_vision.encode_image(scene.photo).penultimate_hidden_states
+    return {
+        "shape": list(ours.shape),
+        "against_transformers": distance(ours, theirs),
+        "against_comfyui_crop": distance(ours, cropped),
+    }
+
+
+def main() -> None:
+    """Measure everything."""
+    logging.getLogger().setLevel(logging.WARNING)
+    parts: dict[str, Callable[[Scene], dict[str, Any]]] = {
+        "model": native_model,
+        "lora": lora,
+        "text": text_encoder,
+        "vision": picture_encoder,
+    }
+    with torch.inference_mode():
+        scene = Scene()
+        result = {name: part(scene) for name, part in parts.items()}
+    sys.stdout.write("\n" + json.dumps(result) + "\n")
+
+
+main()

@@ -1,0 +1,243 @@
+"""Bad input in a real graph: one clear sentence, on the node where the mistake is."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from comfyui_multitalk.tests.host import graphs
+from comfyui_multitalk.tests.host.bad_files import add_bad_files
+from comfyui_multitalk.tests.support.comfyui import failure
+
+if TYPE_CHECKING:
+    from comfyui_multitalk.tests.support.comfyui import Server
+    from comfyui_multitalk.tests.support.tiny import TinySet
+
+pytestmark = pytest.mark.host
+
+Change = Callable[[graphs.Graph], None]
+
+
+@pytest.fixture(scope="module")
+def bad(server: Server, tiny: TinySet) -> Server:
+    """Give the server with bad files beside the good ones."""
+    add_bad_files(server.base / "models", tiny)
+    sources = server.base / "input"
+    graphs.write_tone(sources / "blip.wav", seconds=0.3)
+    graphs.write_tone(sources / "silence.wav", seconds=0.6, volume=0)
+    write_nan(sources / "nan.wav")
+    return server
+
+
+def write_nan(path: Path) -> None:
+    """Write 0.6 seconds of NaN as a 32-bit float WAV."""
+    data = struct.pack("<f", float("nan")) * 9600
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, 16000, 64000, 4, 32)
+    riff = form + struct.pack("<4sI", b"data", len(data)) + data
+    path.write_bytes(struct.pack("<4sI4s", b"RIFF", 4 + len(riff), b"WAVE") + riff)
+
+
+def put(kind: str, **inputs: Any) -> Change:
+    """Set inputs of a node."""
+    return lambda graph: graphs.node(graph, kind)["inputs"].update(inputs)
+
+
+def add_mask(graph: graphs.Graph, value: float, *, speaker: int = 0) -> None:
+    """Give a speaker a mask of one value everywhere."""
+    graph[f"mask{speaker}"] = {
+        "class_type": "SolidMask",
+        "inputs": {"value": value, "width": 768, "height": 512},
+    }
+    inputs = graphs.node(graph, "MTK_Speaker", speaker)["inputs"]
+    inputs.update(mask=[f"mask{speaker}", 0], left=0, top=0, right=0, bottom=0)
+
+
+BAD: dict[str, tuple[str, Change, list[str]]] = {
+    "t2v base": (
+        "MTK_LoadWan",
+        put("MTK_LoadWan", base="t2v.safetensors"),
+        ["t2v.safetensors is a Wan text-to-video base", "image-to-video"],
+    ),
+    "adapter as base": (
+        "MTK_LoadWan",
+        put("MTK_LoadWan", base="adapter.safetensors"),
+        ["adapter.safetensors is a MultiTalk or InfiniteTalk adapter", "as the adapter"],
+    ),
+    "truncated base": (
+        "MTK_LoadWan",
+        put("MTK_LoadWan", base="truncated.gguf"),
+        ["truncated.gguf"],
+    ),
+    "pointer as base": (
+        "MTK_LoadWan",
+        put("MTK_LoadWan", base="pointer.gguf"),
+        ["pointer.gguf", "git-lfs"],
+    ),
+    "page as base": (
+        "MTK_LoadWan",
+        put("MTK_LoadWan", base="page.gguf"),
+        ["page.gguf", "web page"],
+    ),
+    "lora as adapter": (
+        "MTK_LoadAdapter",
+        put("MTK_LoadAdapter", adapter="lora_tiny.safetensors"),
+        ["lora_tiny.safetensors is a LoRA", "Load MultiTalk Adapter needs"],
+    ),
+    "adapter of another width": (
+        "MTK_LoadAdapter",
+        put("MTK_LoadAdapter", adapter="narrow.safetensors"),
+        ["narrow.safetensors", "128", "256"],
+    ),
+    "wav2vec2 of another depth": (
+        "MTK_Sampler",
+        put("MTK_LoadWav2Vec2", wav2vec2="shallow.safetensors"),
+        ["shallow.safetensors gives 11 layers of width 32", "multitalk.safetensors", "12 of 32"],
+    ),
+    "base without adapter": (
+        "MTK_Sampler",
+        put("MTK_Sampler", model=["1", 0]),
+        ["cannot hear", "Load MultiTalk Adapter"],
+    ),
+    "short voice": (
+        "MTK_AudioEmbeds",
+        put("LoadAudio", audio="blip.wav"),
+        ["Speaker 1's voice lasts 0.30 s", "0.4 s"],
+    ),
+    "nan voice": (
+        "MTK_AudioEmbeds",
+        put("LoadAudio", audio="nan.wav"),
+        ["Speaker 1's voice", "NaN"],
+    ),
+    "no negative prompt": (
+        "MTK_Sampler",
+        lambda graph: graphs.node(graph, "MTK_Sampler")["inputs"].pop("negative"),
+        ["negative"],
+    ),
+    "odd segment": (
+        "MTK_Sampler",
+        put("MTK_Sampler", segment_frames=30),
+        ["`segment_frames` is 30", "4n + 1"],
+    ),
+    "mask and box": (
+        "MTK_Speaker",
+        lambda graph: (add_mask(graph, 1.0), put("MTK_Speaker", right=9, bottom=9)(graph)),
+        ["a mask and a box"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_fails_on_its_node_with_the_fix(bad: Server, name: str) -> None:
+    kind, change, parts = BAD[name]
+    graph = graphs.short(seed=1)
+    change(graph)
+    error = failure(bad.run(graph))
+    assert error["node_type"] == kind
+    for part in parts:
+        assert part in error["exception_message"]
+    assert "\n" not in error["exception_message"].strip()
+
+
+def test_empty_mask_names_the_speaker(bad: Server) -> None:
+    graph = graphs.load("two_speakers")
+    add_mask(graph, 0.0, speaker=1)
+    graphs.node(graph, "MTK_Speaker", 0)["inputs"].update(left=0, top=0, right=300, bottom=512)
+    error = failure(bad.run(graph))
+    assert error["node_type"] == "MTK_Sampler"
+    assert "peaker 2" in error["exception_message"]
+
+
+def test_overlapping_masks_warn_with_the_percentage(bad: Server) -> None:
+    graph = graphs.load("two_speakers")
+    for speaker in range(2):
+        graphs.node(graph, "LoadAudio", speaker)["inputs"]["audio"] = "short.wav"
+    for speaker, box in enumerate(((0, 0, 400, 512), (300, 0, 768, 512))):
+        sides = dict(zip(("left", "top", "right", "bottom"), box, strict=True))
+        graphs.node(graph, "MTK_Speaker", speaker)["inputs"].update(sides)
+    assert bad.run(graph)["status"]["status_str"] == "success"
+    assert "25 %" in bad.log or "25%" in bad.log or "25.0" in bad.log
+
+
+def test_silence_works(bad: Server) -> None:
+    graph = graphs.short(seed=2)
+    graphs.node(graph, "LoadAudio")["inputs"]["audio"] = "silence.wav"
+    assert bad.run(graph)["status"]["status_str"] == "success"
+
+
+@pytest.mark.parametrize("channels", ["RGBA", "L"])
+def test_picture_with_alpha_or_one_channel_works(bad: Server, channels: str) -> None:
+    from PIL import Image
+
+    Image.new(channels, (70, 70)).save(bad.base / "input" / f"{channels}.png")
+    graph = graphs.short(seed=3)
+    graphs.node(graph, "LoadImage")["inputs"]["image"] = f"{channels}.png"
+    assert bad.run(graph)["status"]["status_str"] == "success"
+
+
+def rejection(server: Server, graph: graphs.Graph, kind: str) -> dict[str, Any]:
+    """Give the one error ComfyUI rejects a graph with, on the node of a type."""
+    status, answer = server.post("/prompt", {"prompt": graph})
+    assert status == 400
+    found = [e for e in answer["node_errors"].values() if e["class_type"] == kind]
+    ((error,),) = [entry["errors"] for entry in found]
+    return dict(error)
+
+
+def test_missing_file_says_what_to_get_and_where_to_put_it(bad: Server) -> None:
+    graph = graphs.short()
+    put("MTK_LoadWan", base="gone.gguf")(graph)
+    error = rejection(bad, graph, "MTK_LoadWan")
+    assert error["type"] == "custom_validation_failed"
+    for part in (
+        "'gone.gguf' is not there",
+        "wan2.1-i2v-14b-480p-Q4_K_M.gguf",
+        "city96/Wan2.1-I2V-14B-480P-gguf",
+        str(bad.base / "models" / "diffusion_models"),
+    ):
+        assert part in error["details"]
+
+
+def test_path_outside_the_lists_is_refused(bad: Server) -> None:
+    graph = graphs.short()
+    put("MTK_LoadWan", base="../../input/short.wav")(graph)
+    assert rejection(bad, graph, "MTK_LoadWan")["type"] == "custom_validation_failed"
+
+
+REJECTED: dict[str, tuple[Change, str, str]] = {
+    "no speaker": (
+        lambda graph: graphs.node(graph, "MTK_AudioEmbeds")["inputs"].pop("speakers.speaker0"),
+        "MTK_AudioEmbeds",
+        "required_input_missing",
+    ),
+    "too many steps": (put("MTK_Sampler", steps=5000), "MTK_Sampler", "value_bigger_than_max"),
+    "unknown mode": (put("MTK_AudioEmbeds", mode="solo"), "MTK_AudioEmbeds", "value_not_in_list"),
+    "clip as model": (put("MTK_Sampler", model=["3", 0]), "MTK_Sampler", "return_type_mismatch"),
+}
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_wrong_wiring_is_rejected_as_comfyui_does(bad: Server, name: str) -> None:
+    change, kind, error = REJECTED[name]
+    graph = graphs.short()
+    change(graph)
+    assert rejection(bad, graph, kind)["type"] == error
+
+
+def test_lists_offer_weights_only_and_leave_comfyuis_alone(bad: Server) -> None:
+    folder = bad.base / "models" / "diffusion_models"
+    for name in ("pickle.pt", "more.sft"):
+        (folder / name).write_bytes(b"")
+    nodes = bad.get("/object_info")
+    ours = nodes["MTK_LoadWan"]["input"]["required"]["base"]
+    offered = ours[1]["options"] if isinstance(ours[1], dict) and "options" in ours[1] else ours[0]
+    assert "wan2.1-i2v-14b-480p-Q4_K_M.gguf" in offered
+    assert "more.sft" in offered
+    assert "pickle.pt" not in offered
+    theirs = nodes["UNETLoader"]["input"]["required"]["unet_name"]
+    listed = str(theirs)
+    assert "pickle.pt" in listed
+    assert ".gguf" not in listed

@@ -1,0 +1,80 @@
+"""What the bridge promises, measured inside ComfyUI: a native MODEL, LoRA on bytes, encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.host
+
+Measured = dict[str, Any]
+
+
+def test_model_in_ksampler_matches_comfyuis_own_wan(measured: Measured) -> None:
+    assert measured["model"]["against_comfyui"] < 1e-4  # relative norm in float32, 3 steps
+
+
+def test_model_holds_packed_bytes(measured: Measured) -> None:
+    assert measured["model"]["packed_dtype"] == "torch.uint8"
+
+
+def test_adapter_without_audio_is_the_base(measured: Measured) -> None:
+    assert measured["model"]["adapter_without_audio"] == 0
+
+
+def test_adapter_shares_the_bases_memory(measured: Measured) -> None:
+    assert measured["model"]["adapter_shares"]
+
+
+def test_model_of_another_loader_is_refused_with_the_fix(measured: Measured) -> None:
+    assert "Load the base with Load Wan2.1 (GGUF)" in measured["model"]["foreign_model"]
+
+
+def test_lora_on_packed_weights_equals_lora_on_decoded_ones(measured: Measured) -> None:
+    lora = measured["lora"]
+    assert lora["patched"] > 0
+    assert lora["effect"] > 0.01
+    assert lora["against_comfyui"] < 1e-4
+
+
+def test_lora_leaves_the_bytes_and_is_removed_without_a_trace(measured: Measured) -> None:
+    lora = measured["lora"]
+    assert lora["bytes_unchanged"]
+    assert lora["restored"]
+
+
+def test_lora_of_strength_zero_changes_nothing(measured: Measured) -> None:
+    assert measured["lora"]["strength_zero"]
+
+
+def test_lora_comes_along_to_the_adapters_model(measured: Measured) -> None:
+    assert measured["lora"]["adapter_carries"] < 1e-6
+
+
+def test_lora_acts_the_same_when_memory_is_low(measured: Measured) -> None:
+    low_vram = measured["lora"]["low_vram"]
+    assert low_vram["low"]  # else it was loaded whole
+    assert low_vram["partly"] < 1e-6
+    assert low_vram["freed"] < 1e-6
+
+
+def test_text_encoder_matches_transformers(measured: Measured) -> None:
+    text = measured["text"]
+    assert text["tokens"] > 5
+    assert text["against_transformers"] < 1e-5
+    assert text["rest"] == 0  # the padding ComfyUI adds
+
+
+def test_text_encoder_from_gguf_keeps_tokens_and_nearly_the_values(measured: Measured) -> None:
+    text = measured["text"]
+    assert text["gguf_tokens_equal"]
+    assert text["gguf_packed"] == "torch.uint8"
+    assert 0 < text["gguf"] < 0.02  # Q8_0 against fp16
+
+
+def test_picture_encoder_matches_transformers_without_a_crop(measured: Measured) -> None:
+    vision = measured["vision"]
+    assert vision["shape"][:2] == [1, 257]
+    assert vision["against_transformers"] < 1e-5
+    assert vision["against_comfyui_crop"] > 0.01  # the photo is not square

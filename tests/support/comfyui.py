@@ -1,0 +1,266 @@
+"""A real ComfyUI for the tests: found, given what the pack needs, started and talked to.
+
+Looked for at `COMFYUI_PATH`, else around the pack (`ComfyUI/custom_nodes/<pack>`), else at
+`~/comfy/ComfyUI`; its Python is `COMFYUI_PYTHON`, else that of its `.venv` or `venv`, else ours.
+ComfyUI's environment is left as it is: what the pack needs beyond it goes into an overlay in
+`.cache`, as ComfyUI-Manager would install it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+HOW_TO_GET = (
+    "Get ComfyUI 0.33 or later (https://github.com/comfyanonymous/ComfyUI), install its "
+    "requirements into its .venv, and set COMFYUI_PATH to its folder"
+)
+_START_SECONDS = 120
+_DEPENDENCY = re.compile(r"^dependencies = \[(.*?)\]", re.MULTILINE | re.DOTALL)
+
+
+class UnavailableError(Exception):
+    """There is no ComfyUI to test with; the message says how to get one."""
+
+
+class Installation:
+    """A ComfyUI and a Python that runs it with the pack.
+
+    Attributes:
+        root: ComfyUI's folder.
+        python: The interpreter.
+    """
+
+    def __init__(self, root: Path, *, cache: Path) -> None:
+        self.root = root
+        self.python = _with_dependencies(_python_of(root), cache=cache)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment for a child process: no network, few threads."""
+        return {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "2"}
+
+    def run_script(self, script: Path, *arguments: str) -> Any:
+        """Run a script inside ComfyUI; give what it prints last, a JSON document."""
+        done = subprocess.run(
+            [str(self.python), str(script), str(self.root), str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            env=self.environment,
+            timeout=300,
+        )
+        if done.returncode:
+            raise AssertionError(
+                f"{script.name} failed:\n{done.stdout[-4000:]}{done.stderr[-8000:]}"
+            )
+        return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def find_comfyui() -> Path:
+    """Find a ComfyUI.
+
+    Raises:
+        UnavailableError: If there is none.
+    """
+    stated = os.environ.get("COMFYUI_PATH")
+    around = [ROOT.parent.parent] if ROOT.parent.name == "custom_nodes" else []
+    places = [Path(stated).expanduser()] if stated else [*around, Path.home() / "comfy" / "ComfyUI"]
+    for place in places:
+        if (place / "main.py").is_file() and (place / "comfy").is_dir():
+            return place.resolve()
+    looked = ", ".join(str(place) for place in places)
+    raise UnavailableError(f"There is no ComfyUI at {looked}. {HOW_TO_GET}.")
+
+
+class Server:
+    """A running ComfyUI server with the pack, in a folder of its own.
+
+    Attributes:
+        base: Its folder, with `models`, `input` and `output`.
+        url: Where it listens.
+    """
+
+    def __init__(self, installation: Installation, base: Path) -> None:
+        self.base = base
+        self.url = f"http://127.0.0.1:{_free_port()}"
+        self._installation = installation
+        self._log = base / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start and wait until it answers."""
+        settings = self.base / "user" / "default" / "comfy.settings.json"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
+        packs = self.base / "custom_nodes"
+        packs.mkdir()
+        (packs / "comfyui-multitalk").symlink_to(ROOT, target_is_directory=True)
+        port = self.url.rpartition(":")[2]
+        command = [str(self._installation.python), "main.py", "--cpu", "--port", port]
+        command += ["--listen", "127.0.0.1", "--disable-auto-launch", "--disable-api-nodes"]
+        command += ["--database-url", "sqlite:///:memory:", "--base-directory", str(self.base)]
+        command += ["--preview-method", "latent2rgb"]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self._installation.root,
+                env=self._installation.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._answers():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"ComfyUI did not start:\n{self.log[-4000:]}")
+            time.sleep(0.2)
+
+    def stop(self) -> None:
+        """Stop the process."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    @property
+    def log(self) -> str:
+        """What the server has printed."""
+        return self._log.read_text(errors="replace")
+
+    def get(self, path: str) -> Any:
+        """Fetch a JSON document."""
+        with urllib.request.urlopen(self.url + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def post(self, path: str, content: Mapping[str, Any]) -> tuple[int, Any]:
+        """Send a JSON document; give the HTTP status and the JSON answer, if there is one."""
+        request = urllib.request.Request(
+            self.url + path,
+            data=json.dumps(content).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                status, text = answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            status, text = error.code, error.read()
+        return status, json.loads(text) if text.strip() else None
+
+    def submit(self, prompt: Mapping[str, Any], *, client: str = "tests") -> str:
+        """Queue a prompt that must be accepted; give its id."""
+        status, answer = self.post("/prompt", {"prompt": prompt, "client_id": client})
+        if status != 200:
+            raise AssertionError(f"rejected: {json.dumps(answer)[:4000]}")
+        return str(answer["prompt_id"])
+
+    def wait(self, prompt_id: str, *, seconds: float = 600) -> dict[str, Any]:
+        """Wait for a prompt to end; give its history."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            history = self.get(f"/history/{prompt_id}")
+            if prompt_id in history:
+                return dict(history[prompt_id])
+            time.sleep(0.05)
+        raise AssertionError(f"not done in {seconds} s:\n{self.log[-3000:]}")
+
+    def run(self, prompt: Mapping[str, Any]) -> dict[str, Any]:
+        """Queue a prompt and wait for it."""
+        return self.wait(self.submit(prompt))
+
+    def _answers(self) -> bool:
+        try:
+            self.get("/system_stats")
+        except OSError:
+            return False
+        return True
+
+
+def failure(history: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the `execution_error` of a history that must have failed."""
+    found = [detail for kind, detail in history["status"]["messages"] if kind == "execution_error"]
+    assert found, f"no execution error in {history['status']}"
+    return dict(found[0])
+
+
+def _python_of(root: Path) -> Path:
+    stated = os.environ.get("COMFYUI_PYTHON")
+    if stated:
+        return Path(stated)
+    for folder in (".venv", "venv"):
+        python = root / folder / "bin" / "python"
+        if python.is_file():
+            return python
+    return Path(sys.executable)
+
+
+def _with_dependencies(python: Path, *, cache: Path) -> Path:
+    """Give a Python that sees everything `python` sees, and the pack's own dependencies.
+
+    Raises:
+        UnavailableError: If `python` cannot run ComfyUI or the dependencies cannot be installed.
+    """
+    listed = _DEPENDENCY.search((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert listed is not None
+    wanted = re.findall(r'"([^"]+)"', listed[1])
+    modules = ", ".join(re.split(r"[<>=~! ]", name)[0].replace("-", "_") for name in wanted)
+    if _succeeds(python, "-c", f"import torch, aiohttp, {modules}"):
+        return python
+    if not _succeeds(python, "-c", "import torch, aiohttp"):
+        raise UnavailableError(
+            f"{python} has not what ComfyUI needs (torch, aiohttp). {HOW_TO_GET}, or set "
+            "COMFYUI_PYTHON to the Python that runs it."
+        )
+    key = hashlib.sha256(f"{python}\n{wanted}".encode()).hexdigest()[:12]
+    overlay = cache / f"comfyui-python-{key}"
+    if not overlay.is_dir():
+        _make_overlay(overlay, python, wanted)
+    return overlay / "bin" / "python"
+
+
+def _make_overlay(overlay: Path, python: Path, wanted: list[str]) -> None:
+    sites = subprocess.run(
+        [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    try:
+        _call(python, "-m", "venv", "--without-pip", str(overlay))
+        own = next(overlay.glob("lib/python*/site-packages"))
+        (own / "comfyui.pth").write_text(f"{sites}\n")
+        _call(overlay / "bin" / "python", "-m", "pip", "install", "--quiet", *wanted)
+    except subprocess.CalledProcessError as error:
+        shutil.rmtree(overlay, ignore_errors=True)
+        raise UnavailableError(
+            f"The pack's dependencies ({', '.join(wanted)}) could not be installed for {python}: "
+            f"{error.stderr.strip()[-300:]}. Install them there by hand."
+        ) from error
+
+
+def _call(python: Path, *arguments: str) -> None:
+    subprocess.run([str(python), *arguments], capture_output=True, text=True, check=True)
+
+
+def _succeeds(python: Path, *arguments: str) -> bool:
+    return subprocess.run([str(python), *arguments], capture_output=True).returncode == 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

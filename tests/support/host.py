@@ -1,0 +1,67 @@
+"""Fixtures of the host and browser tests: one ComfyUI server on the tiny set.
+
+Each suite's conftest takes them in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from comfyui_multitalk.tests.host.graphs import fill_folders
+from comfyui_multitalk.tests.support.comfyui import (
+    ROOT,
+    Installation,
+    Server,
+    UnavailableError,
+    find_comfyui,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from comfyui_multitalk.tests.support.tiny import TinySet
+
+
+@pytest.fixture(scope="session")
+def comfyui(repository: Path) -> Installation:
+    """Give the ComfyUI to test with; without one the tests skip, saying how to get it."""
+    try:
+        root = find_comfyui()
+    except UnavailableError as reason:
+        pytest.skip(str(reason))
+    try:
+        return Installation(root, cache=repository / ".cache")
+    except UnavailableError as reason:
+        if os.environ.get("CI"):
+            pytest.fail(str(reason))
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="session")
+def server(
+    comfyui: Installation, tiny: TinySet, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """Give a running server with the tiny set in its model folders and the examples as input."""
+    server = Server(comfyui, tmp_path_factory.mktemp("comfyui"))
+    fill_folders(server.base, tiny=tiny, examples=repository / "examples")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def measured(
+    comfyui: Installation, tiny: TinySet, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """Give what the script inside ComfyUI measured: parity, LoRA, encoders."""
+    scratch = tmp_path_factory.mktemp("inside")
+    result: dict[str, Any] = comfyui.run_script(
+        ROOT / "tests" / "host" / "inside" / "measure.py", str(tiny.folder), str(scratch)
+    )
+    return result
