@@ -23,6 +23,7 @@ Comparer = Callable[[Path], list[Row]]
 
 _KINDS: dict[str, Comparer] = {
     "sampler": sampler.compare,
+    "infinitetalk": sampler.compare,
     "dit": dit.compare,
     "audio_proj": audio_proj.compare,
     "lrope": lrope.compare,
