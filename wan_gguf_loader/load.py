@@ -94,11 +94,11 @@ def _load_linear(
         weight = file.read(name).view(shape)
         if dtype is not None and weight.dtype.itemsize > dtype.itemsize:
             weight = weight.to(dtype)
-        layer.set_weight(weight, info.type)
+        layer.store_weight(weight, info.type)
     elif layer.in_features % TYPES_BY_NAME[info.type].block:  # its blocks run across rows
-        layer.set_weight(file.dequantize(name, dtype=dtype or torch.float32).view(shape), "F32")
+        layer.store_weight(file.dequantize(name, dtype=dtype or torch.float32).view(shape), "F32")
     else:
-        layer.set_weight(file.read(name).view(layer.out_features, -1), info.type)
+        layer.store_weight(file.read(name).view(layer.out_features, -1), info.type)
 
 
 def _load_plain(owner: nn.Module, leaf: str, file: WeightsFile, name: str) -> None:

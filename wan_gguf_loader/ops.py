@@ -101,7 +101,7 @@ class GGUFLinear(nn.Module):
         *,
         compute_dtype: torch.dtype | None = None,
     ) -> None:
-        """Build the layer with zeros, to be filled by `set_weight` or `load_state_dict`."""
+        """Build the layer with zeros, to be filled by `store_weight` or `load_state_dict`."""
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
@@ -122,7 +122,7 @@ class GGUFLinear(nn.Module):
         """Whether the weight is held as packed bytes."""
         return self._packed_type is not None
 
-    def set_weight(self, weight: Tensor, type: str) -> None:
+    def store_weight(self, weight: Tensor, type: str) -> None:
         """Take over a weight as it was read.
 
         Args:

@@ -145,7 +145,7 @@ def _fill(transformer: nn.Module, file: WeightsFile, stored: Mapping[str, str]) 
     for name in linear:
         layer = transformer.get_submodule(name.removesuffix(".weight"))
         assert isinstance(layer, HostLinear)
-        layer.set_weight(file.read(stored[name]), file.tensors[stored[name]].type)
+        layer.store_weight(file.read(stored[name]), file.tensors[stored[name]].type)
     adopt(transformer)
 
 

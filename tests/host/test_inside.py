@@ -52,6 +52,14 @@ def test_lora_comes_along_to_the_adapters_model(measured: Measured) -> None:
     assert measured["lora"]["adapter_carries"] < 1e-6
 
 
+def test_safetensors_base_and_its_lora_match_comfyuis_own_wan(measured: Measured) -> None:
+    plain = measured["plain"]
+    assert plain["against_packed"] < 1e-4  # the same weights, decoded
+    assert plain["lora_against_comfyui"] < 1e-4
+    assert plain["restored"]
+    assert plain["weights_restored"]
+
+
 def test_lora_acts_the_same_when_memory_is_low(measured: Measured) -> None:
     low_vram = measured["lora"]["low_vram"]
     assert low_vram["low"]  # else it was loaded whole

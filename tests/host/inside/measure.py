@@ -32,6 +32,7 @@ import comfy.supported_models  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
 from comfy_extras.nodes_wan import WanImageToVideo  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 
 import nodes as comfy_nodes  # noqa: E402
 
@@ -171,6 +172,30 @@ def lora(scene: Scene) -> dict[str, Any]:
         "restored": torch.equal(restored, plain),
         "adapter_carries": distance(carried, changed),
         "low_vram": low_vram(patched, scene, changed),
+    }
+
+
+def plain_base(scene: Scene) -> dict[str, Any]:
+    """A safetensors base: its weights are plain, and a LoRA goes ComfyUI's own way into them."""
+    with open_weights(BASE) as file:
+        weights = {name: file.dequantize(name) for name in file.tensors}
+        heads = {"num_heads": str(file.num_heads)}
+    save_file(weights, SCRATCH / "base.safetensors", heads)
+    base = model.load_base(SCRATCH / "base.safetensors")
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    plain = scene.sample(base)
+    file = comfy.utils.load_torch_file(str(TINY / "lora_tiny.safetensors"))
+    patched, _ = comfy.sd.load_lora_for_models(base, None, file, 1.0, 0.0)
+    comfyui, _ = comfy.sd.load_lora_for_models(comfyui_wan(), None, file, 1.0, 0.0)
+    changed = scene.sample(patched)
+    restored = torch.equal(scene.sample(base), plain)
+    return {
+        "against_packed": distance(plain, scene.sample(model.load_base(BASE))),
+        "lora_against_comfyui": distance(changed, scene.sample(comfyui)),
+        "restored": restored,
+        "weights_restored": all(
+            torch.equal(before[n], v) for n, v in base.model.state_dict().items()
+        ),
     }
 
 
@@ -332,6 +357,7 @@ def main() -> None:
     parts: dict[str, Callable[[Scene], dict[str, Any]]] = {
         "model": native_model,
         "lora": lora,
+        "plain": plain_base,
         "text": text_encoder,
         "vision": picture_encoder,
     }

@@ -54,7 +54,7 @@ def model() -> nn.Module:
     made = Model()
     for seed, layer in enumerate(linears(made).values()):
         weight = normal(layer.out_features, layer.in_features, seed=seed)
-        layer.set_weight(quantize(weight, "Q4_K"), "Q4_K")
+        layer.store_weight(quantize(weight, "Q4_K"), "Q4_K")
         layer.bias = normal(layer.out_features, seed=9)
     return made
 

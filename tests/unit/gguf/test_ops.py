@@ -44,9 +44,9 @@ def by_gguf(weight: Tensor, type: str) -> Tensor:
 def layer(type: str, *, dtype: torch.dtype | None = None, bias: bool = True) -> GGUFLinear:
     made = gguf_ops(dtype=dtype).Linear(IN, OUT, bias=bias)
     if type in PLAIN:
-        made.set_weight(normal(OUT, IN).to(PLAIN[type]), type)
+        made.store_weight(normal(OUT, IN).to(PLAIN[type]), type)
     else:
-        made.set_weight(packed(type), type)
+        made.store_weight(packed(type), type)
     if made.bias is not None:
         made.bias = normal(OUT, seed=7)
     return made
@@ -203,11 +203,11 @@ def test_gguf_linear_load_state_dict_missing_weight_is_reported() -> None:
     ],
     ids=["row_bytes", "not_bytes", "transposed", "bytes_as_plain"],
 )
-def test_gguf_linear_set_weight_misfit_says_what_is_needed(
+def test_gguf_linear_weight_misfit_says_what_is_needed(
     weight: Tensor, type: str, message: str
 ) -> None:
     with pytest.raises(GGUFError, match=message):
-        gguf_ops().Linear(IN, OUT).set_weight(weight, type)
+        gguf_ops().Linear(IN, OUT).store_weight(weight, type)
 
 
 def test_gguf_linear_repr_names_the_storage_type() -> None:
