@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, Literal, get_args
@@ -21,6 +22,8 @@ from .sockets import AudioEmbeds, SpokenAudio
 
 SizeChoice = Literal["480p", "720p", "longest side"]
 _UPSTREAM = SamplingConfig()
+
+_log = logging.getLogger(__name__)
 
 
 class MultiTalkSampler(io.ComfyNode):
@@ -70,9 +73,7 @@ class MultiTalkSampler(io.ComfyNode):
         shape = Size(*photo.shape[:2])
         video_size = _video_size(shape, choice=size, longest_side=longest_side)
         speech = audio_embeds.speech
-        masks = (
-            speaker_masks(audio_embeds.regions, photo=shape) if speech.num_speakers > 1 else None
-        )
+        text_len = session.transformer.config.text_len
         with session.open(num_frames=config.segment_frames, size=video_size):
             segments = generate(
                 session.transformer,
@@ -80,9 +81,11 @@ class MultiTalkSampler(io.ComfyNode):
                 session.image_encoder,
                 photo=photo,
                 speech=speech,
-                masks=masks,
-                text=_tokens(positive, "positive"),
-                negative_text=None if negative is None else _tokens(negative, "negative"),
+                masks=_masks(audio_embeds, photo=shape),
+                text=_tokens(positive, "positive", limit=text_len),
+                negative_text=None
+                if negative is None
+                else _tokens(negative, "negative", limit=text_len),
                 size=video_size,
                 config=config,
                 generator=torch.Generator().manual_seed(seed),
@@ -239,15 +242,27 @@ def _video_size(photo: Size, *, choice: SizeChoice, longest_side: int) -> Size:
     return bucket_size(photo, resolution=choice)
 
 
-def _tokens(conditioning: list[Any], name: str) -> Tensor:
-    """Give the tokens `(1, L, D)` of a CONDITIONING."""
+def _masks(spoken: SpokenAudio, *, photo: Size) -> Tensor | None:
+    if len(spoken.regions) > 1:
+        return speaker_masks(spoken.regions, photo=photo)
+    if spoken.regions[0] is not None:
+        _log.warning("The mask or box of a single speaker has no effect.")
+    return None
+
+
+def _tokens(conditioning: list[Any], name: str, *, limit: int) -> Tensor:
+    """Give the tokens `(1, L, D)` of a CONDITIONING, cut to as many as the model reads."""
     if len(conditioning) != 1:
         raise InputError(
             f"The {name} conditioning holds {len(conditioning)} prompts; one is needed. "
             "Connect CLIP Text Encode directly."
         )
     tokens: Tensor = conditioning[0][0]
-    return tokens[:1].float()
+    if tokens.shape[1] > limit:
+        _log.warning(
+            "The %s prompt has %d tokens; the model reads %d.", name, tokens.shape[1], limit
+        )
+    return tokens[:1, :limit].float()
 
 
 def _collect(segments: Iterable[Tensor], *, num_frames: int, size: Size) -> Tensor:

@@ -6,7 +6,6 @@ ComfyUI's samplers, who pass the condition as channels of `x`, and `generate`, w
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import comfy.ldm.common_dit
@@ -20,8 +19,6 @@ from ...multitalk_core.errors import InputError
 from .layers import HostOps
 
 _PATCH = (1, 2, 2)
-
-_log = logging.getLogger(__name__)
 
 
 class HostMultiTalk(MultiTalkModel):
@@ -80,19 +77,10 @@ class HostMultiTalk(MultiTalkModel):
             x[:, : self.config.out_channels],
             timestep,
             condition=x[:, self.config.out_channels : self.config.in_channels],
-            text=self._fit_text(context),
+            text=context[:, : self.config.text_len],  # as upstream's tokenizer cuts it
             image=clip_fea,
         )
         return velocity[..., :height, :width]
-
-    def _fit_text(self, text: Tensor) -> Tensor:
-        if text.shape[1] > self.config.text_len:
-            _log.warning(
-                "The prompt has %d tokens; the model reads the first %d.",
-                text.shape[1],
-                self.config.text_len,
-            )
-        return text[:, : self.config.text_len]
 
 
 def _stop_if_interrupted(_block: nn.Module, _inputs: Any) -> None:

@@ -162,6 +162,15 @@ def test_overlapping_masks_warn_with_the_percentage(bad: Server) -> None:
     assert "25 %" in bad.log or "25%" in bad.log or "25.0" in bad.log
 
 
+def test_settings_without_effect_are_said(bad: Server) -> None:
+    graph = graphs.short(seed=4)
+    graphs.node(graph, "CLIPTextEncode")["inputs"]["text"] = "a person talks " * 300
+    add_mask(graph, 1.0)
+    assert bad.run(graph)["status"]["status_str"] == "success"
+    assert "the model reads 512" in bad.log
+    assert "mask or box of a single speaker has no effect" in bad.log
+
+
 def test_silence_works(bad: Server) -> None:
     graph = graphs.short(seed=2)
     graphs.node(graph, "LoadAudio")["inputs"]["audio"] = "silence.wav"
