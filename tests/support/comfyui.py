@@ -50,8 +50,8 @@ class Installation:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment for a child process: no network, few threads."""
-        return {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "2"}
+        """Environment for a child process: no network, one thread."""
+        return {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "OMP_NUM_THREADS": "1"}
 
     def run_script(self, script: Path, *arguments: str) -> Any:
         """Run a script inside ComfyUI; give what it prints last, a JSON document."""
