@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from comfyui_multitalk.standalone.vae import load_vae
+from comfyui_multitalk.wan_gguf_loader.files import open_weights
+
+if TYPE_CHECKING:
+    from comfyui_multitalk.tests.support.tiny import TinySet
 
 pytestmark = pytest.mark.host
 
@@ -79,6 +87,20 @@ def test_text_encoder_from_gguf_keeps_tokens_and_nearly_the_values(measured: Mea
     assert text["gguf_tokens_equal"]
     assert text["gguf_packed"] == "torch.uint8"
     assert 0 < text["gguf"] < 0.02  # Q8_0 against fp16
+
+
+def test_vae_gives_the_normalised_latents_of_diffusers(measured: Measured, tiny: TinySet) -> None:
+    seen = load_file(measured["vae"]["file"])
+    with open_weights(tiny.vae) as file:
+        vae = load_vae(file, device=torch.device("cpu"), dtype=torch.float32)
+    latents = vae.encode(seen["video"])
+    assert (latents - seen["latents"]).norm() < 1e-4 * latents.norm()
+    decoded = vae.decode(latents)
+    assert (decoded - seen["decoded"]).norm() < 1e-4 * decoded.norm()
+
+
+def test_vae_of_another_kind_is_refused_with_the_fix(measured: Measured) -> None:
+    assert "Load wan_2.1_vae.safetensors" in measured["vae"]["refused"]
 
 
 def test_picture_encoder_matches_transformers_without_a_crop(measured: Measured) -> None:

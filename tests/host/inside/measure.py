@@ -45,6 +45,7 @@ _spec.loader.exec_module(sys.modules["comfyui_multitalk"])
 
 from comfyui_multitalk.multitalk_core.errors import InputError  # noqa: E402
 from comfyui_multitalk.nodes.host import model, text, vision  # noqa: E402
+from comfyui_multitalk.nodes.host.session import Session  # noqa: E402
 from comfyui_multitalk.standalone import encoders  # noqa: E402
 from comfyui_multitalk.wan_gguf_loader.files import open_weights  # noqa: E402
 
@@ -67,7 +68,7 @@ class Scene:
         torch.manual_seed(0)
         self.clip = text.load_text_encoder(TINY / "umt5_tiny.safetensors")
         self.clip_vision = vision.load_clip_vision(TINY / "clip_vision_tiny.safetensors")
-        vae = comfy.sd.VAE(comfy.utils.load_torch_file(str(TINY / "wan_vae_tiny.safetensors")))
+        self.vae = comfy.sd.VAE(comfy.utils.load_torch_file(str(TINY / "wan_vae_tiny.safetensors")))
         self.photo = torch.rand(1, 64, 80, 3)
         seen = self.clip_vision.encode_image(self.photo)
         positive, negative = (
@@ -75,7 +76,15 @@ class Scene:
             for prompt in (PROMPT, "blurred")
         )
         self.conditions = WanImageToVideo.execute(
-            positive, negative, vae, 80, 64, 9, 1, start_image=self.photo, clip_vision_output=seen
+            positive,
+            negative,
+            self.vae,
+            80,
+            64,
+            9,
+            1,
+            start_image=self.photo,
+            clip_vision_output=seen,
         ).args
 
     def sample(self, patcher: Any) -> torch.Tensor:
@@ -351,6 +360,25 @@ def picture_encoder(scene: Scene) -> dict[str, Any]:
     }
 
 
+def video_vae(scene: Scene) -> dict[str, Any]:
+    """ComfyUI's VAE as core sees it; the test holds the file against diffusers'."""
+    talking = model.load_adapter(model.load_base(BASE), ADAPTER)
+    session = Session(talking, vae=scene.vae, clip_vision=scene.clip_vision)
+    generator = torch.Generator().manual_seed(5)
+    video = torch.rand(1, 3, 9, 32, 48, generator=generator) * 2 - 1
+    latents = session.vae.encode(video)
+    decoded = session.vae.decode(latents)
+    file = SCRATCH / "vae.safetensors"
+    tensors = {"video": video, "latents": latents, "decoded": decoded}
+    save_file({name: value.contiguous() for name, value in tensors.items()}, file)
+    refused = ""
+    try:
+        Session(talking, vae=scene.clip_vision, clip_vision=scene.clip_vision)
+    except InputError as error:
+        refused = str(error)
+    return {"file": str(file), "refused": refused}
+
+
 def main() -> None:
     """Measure everything."""
     logging.getLogger().setLevel(logging.WARNING)
@@ -360,6 +388,7 @@ def main() -> None:
         "plain": plain_base,
         "text": text_encoder,
         "vision": picture_encoder,
+        "vae": video_vae,
     }
     with torch.inference_mode():
         scene = Scene()
