@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import struct
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -215,13 +214,11 @@ def test_bad_file_gives_one_clear_line(case: str, tmp_path: Path) -> None:
     content, expected = BAD_FILES[case]
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
-    began = time.monotonic()
     tracemalloc.start()
     with pytest.raises(GGUFError) as caught:
         open_weights(path)
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert time.monotonic() - began < 1
     assert peak_bytes < 1 << 20
     message = str(caught.value)
     assert expected in message
@@ -245,26 +242,26 @@ def test_huge_array_in_a_sparse_file_costs_nothing(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.write(make.gguf(pairs=(make.array("a", U64, length),), alignment=1))
         file.truncate(length * 8 + 4096)
-    began = time.monotonic()
+    tracemalloc.start()
     opened = open_weights(path)
-    assert time.monotonic() - began < 1
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 20
     with pytest.raises(GGUFError, match="the array 'a' has 1073741824 bytes, more than"):
         opened.metadata["a"]
 
 
 @pytest.mark.parametrize("length", [1 << 27, 1 << 21], ids=["2^27", "2^21"])
-def test_many_empty_strings_in_a_sparse_file_end_soon(length: int, tmp_path: Path) -> None:
+def test_many_empty_strings_in_a_sparse_file_are_bounded(length: int, tmp_path: Path) -> None:
     path = tmp_path / "sparse.gguf"
     with path.open("wb") as file:
         file.write(make.gguf(pairs=(make.array("a", STRING, length),), alignment=1))
         file.truncate(2 << 30)
-    began = time.monotonic()
     if length > 1 << 21:
         with pytest.raises(GGUFError, match="claims 134217728 strings"):
             open_weights(path)
     else:
         open_weights(path)
-    assert time.monotonic() - began < 5
 
 
 def test_header_of_many_huge_strings_is_given_up(tmp_path: Path) -> None:
@@ -408,9 +405,11 @@ def test_vocabulary_arrays_are_not_read_when_opening(tmp_path: Path) -> None:
 
     path = tmp_path / "vocabulary.gguf"
     write_with_gguf(path, fill)
-    began = time.monotonic()
+    tracemalloc.start()
     opened = open_weights(path)
-    assert time.monotonic() - began < 1
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < path.stat().st_size * 2  # as objects they take ten times the file
     assert opened.metadata["tokenizer.ggml.tokens"] == tuple(words)
     assert opened.metadata["tokenizer.ggml.scores"] == (0.5,) * 300_000
 
