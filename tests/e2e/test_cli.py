@@ -5,6 +5,7 @@ The tiny set is untrained, so the picture is noise: frames, sizes, times and sou
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -140,23 +141,25 @@ def test_generate_interrupted_leaves_nothing_and_exits_130(
     voice = write_voice(tmp_path / "voice.wav", tone(60))
     line = arguments(tiny, image=portrait, audio=voice, output=older)
     line.remove("--quiet")
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "comfyui_multitalk.standalone.cli", *line],
         env={**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
-    )
-    try:
-        assert process.stderr is not None
-        said = ""
-        deadline = time.monotonic() + 120
-        while "segment 3/" not in said and time.monotonic() < deadline:
-            said += process.stderr.read(1)
-        assert len(list(videos.iterdir())) == 2
-        process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
-    finally:
-        process.kill()
+        # Tests started in the background ignore Ctrl-C, and would pass that on.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            assert process.stderr is not None
+            said = ""
+            deadline = time.monotonic() + 120
+            while "segment 3/" not in said and time.monotonic() < deadline:
+                said += process.stderr.read(1)
+            assert len(list(videos.iterdir())) == 2
+            process.send_signal(signal.SIGINT)
+            _, rest = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "interrupted; no video was written" in rest
     assert "Traceback" not in rest
