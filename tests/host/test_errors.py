@@ -240,11 +240,15 @@ def test_lists_offer_weights_only_and_leave_comfyuis_alone(bad: Server) -> None:
     folder = bad.base / "models" / "diffusion_models"
     for name in ("pickle.pt", "more.sft"):
         (folder / name).write_bytes(b"")
+    extra = bad.base / "elsewhere" / "deep" / "extra.gguf"
+    extra.parent.mkdir(parents=True)
+    extra.write_bytes(b"")
     nodes = bad.get("/object_info")
     ours = nodes["MTK_LoadWan"]["input"]["required"]["base"]
     offered = ours[1]["options"] if isinstance(ours[1], dict) and "options" in ours[1] else ours[0]
     assert "wan2.1-i2v-14b-480p-Q4_K_M.gguf" in offered
     assert "more.sft" in offered
+    assert "deep/extra.gguf" in offered  # of extra_model_paths, in a folder of its own
     assert "pickle.pt" not in offered
     theirs = nodes["UNETLoader"]["input"]["required"]["unet_name"]
     listed = str(theirs)

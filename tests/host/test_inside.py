@@ -103,6 +103,14 @@ def test_vae_of_another_kind_is_refused_with_the_fix(measured: Measured) -> None
     assert "Load wan_2.1_vae.safetensors" in measured["vae"]["refused"]
 
 
+def test_empty_list_says_what_to_get_and_where_to_put_it(measured: Measured) -> None:
+    empty = measured["empty"]
+    file, repository = "wav2vec2-chinese-base_fp16.safetensors", "Kijai/wav2vec2_safetensors"
+    assert empty["hint"] == f"no file: get {file} from {repository}"
+    for part in (file, repository, f"{empty['folder']}/models/audio_encoders"):
+        assert part in empty["said"]
+
+
 def test_picture_encoder_matches_transformers_without_a_crop(measured: Measured) -> None:
     vision = measured["vision"]
     assert vision["shape"][:2] == [1, 257]

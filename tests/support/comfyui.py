@@ -88,6 +88,8 @@ def find_comfyui() -> Path:
 class Server:
     """A running ComfyUI server with the pack, in a folder of its own.
 
+    Its `elsewhere` is a folder of diffusion models by `extra_model_paths`.
+
     Attributes:
         base: Its folder, with `models`, `input` and `output`.
         url: Where it listens.
@@ -105,6 +107,8 @@ class Server:
         settings = self.base / "user" / "default" / "comfy.settings.json"
         settings.parent.mkdir(parents=True)
         settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
+        elsewhere = self.base / "extra.yaml"
+        elsewhere.write_text(f"tests:\n  base_path: {self.base}\n  diffusion_models: elsewhere\n")
         packs = self.base / "custom_nodes"
         packs.mkdir()
         (packs / "comfyui-multitalk").symlink_to(ROOT, target_is_directory=True)
@@ -112,6 +116,7 @@ class Server:
         command = [str(self._installation.python), "main.py", "--cpu", "--port", port]
         command += ["--listen", "127.0.0.1", "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--database-url", "sqlite:///:memory:", "--base-directory", str(self.base)]
+        command += ["--extra-model-paths-config", str(elsewhere)]
         command += ["--preview-method", "latent2rgb"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

@@ -44,7 +44,7 @@ sys.modules["comfyui_multitalk"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(sys.modules["comfyui_multitalk"])
 
 from comfyui_multitalk.multitalk_core.errors import InputError  # noqa: E402
-from comfyui_multitalk.nodes.host import model, text, vision  # noqa: E402
+from comfyui_multitalk.nodes.host import folders, model, text, vision  # noqa: E402
 from comfyui_multitalk.nodes.host.session import Session  # noqa: E402
 from comfyui_multitalk.standalone import encoders  # noqa: E402
 from comfyui_multitalk.wan_gguf_loader.files import open_weights  # noqa: E402
@@ -379,6 +379,12 @@ def video_vae(scene: Scene) -> dict[str, Any]:
     return {"file": str(file), "refused": refused}
 
 
+def empty_lists(_scene: Scene) -> dict[str, Any]:
+    """What a list without files offers, and what choosing that says; there are no models here."""
+    (hint,) = folders.WAV2VEC2.choices()
+    return {"hint": hint, "said": folders.WAV2VEC2.check(hint), "folder": str(SCRATCH)}
+
+
 def main() -> None:
     """Measure everything."""
     logging.getLogger().setLevel(logging.WARNING)
@@ -389,6 +395,7 @@ def main() -> None:
         "text": text_encoder,
         "vision": picture_encoder,
         "vae": video_vae,
+        "empty": empty_lists,
     }
     with torch.inference_mode():
         scene = Scene()
