@@ -89,6 +89,10 @@ def test_text_encoder_from_gguf_keeps_tokens_and_nearly_the_values(measured: Mea
     assert 0 < text["gguf"] < 0.02  # Q8_0 against fp16
 
 
+def test_text_encoder_in_scaled_float8_is_nearly_the_same(measured: Measured) -> None:
+    assert 0 < measured["scaled_text"]["against_fp16"] < 0.1
+
+
 def test_vae_gives_the_normalised_latents_of_diffusers(measured: Measured, tiny: TinySet) -> None:
     seen = load_file(measured["vae"]["file"])
     with open_weights(tiny.vae) as file:

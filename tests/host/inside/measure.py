@@ -262,6 +262,25 @@ def text_encoder(scene: Scene) -> dict[str, Any]:
     }
 
 
+def scaled_text_encoder(scene: Scene) -> dict[str, Any]:
+    """The eight-bit packaging most users have: float8 weights with a scale beside each."""
+    weights = comfy.utils.load_torch_file(str(TINY / "umt5_tiny.safetensors"))
+    scaled = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}
+    for name, value in weights.items():
+        if (".SelfAttention." in name or ".DenseReluDense." in name) and "bias" not in name:
+            scale = value.float().abs().max() / 448
+            scaled[name.replace(".weight", ".scale_weight")] = scale
+            value = (value.float() / scale).to(torch.float8_e4m3fn)
+        scaled[name] = value
+    save_file(scaled, SCRATCH / "umt5_fp8_scaled.safetensors")
+    loaded = text.load_text_encoder(SCRATCH / "umt5_fp8_scaled.safetensors")
+    ours, eight = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(PROMPT))[0][0]
+        for clip in (scene.clip, loaded)
+    )
+    return {"against_fp16": distance(eight, ours)}
+
+
 def write_gguf_text_encoder(path: Path) -> None:
     """Write the tiny UMT5 as city96's files are: llama.cpp names, tokenizer in the metadata."""
     import gguf
@@ -393,6 +412,7 @@ def main() -> None:
         "lora": lora,
         "plain": plain_base,
         "text": text_encoder,
+        "scaled_text": scaled_text_encoder,
         "vision": picture_encoder,
         "vae": video_vae,
         "empty": empty_lists,
