@@ -75,6 +75,12 @@ def test_lora_acts_the_same_when_memory_is_low(measured: Measured) -> None:
     assert low_vram["freed"] < 1e-6
 
 
+def test_interrupt_stops_between_two_blocks(measured: Measured) -> None:
+    interrupt = measured["interrupt"]
+    assert interrupt["stopped"]
+    assert interrupt["ended"] == 1 < interrupt["blocks"]
+
+
 def test_text_encoder_matches_transformers(measured: Measured) -> None:
     text = measured["text"]
     assert text["tokens"] > 5

@@ -398,6 +398,26 @@ def video_vae(scene: Scene) -> dict[str, Any]:
     return {"file": str(file), "refused": refused}
 
 
+def interrupt(scene: Scene) -> dict[str, Any]:
+    """Cancel while the first block runs: how many blocks end, and of how many."""
+    base = model.load_base(BASE)
+    blocks = base.model.diffusion_model.blocks
+    ended: list[int] = []
+
+    def cancel(*_: Any) -> None:
+        ended.append(1)
+        comfy.model_management.interrupt_current_processing()
+
+    for block in blocks:
+        block.register_forward_hook(cancel)
+    stopped = False
+    try:
+        scene_forward_loaded(base, scene)
+    except comfy.model_management.InterruptProcessingException:
+        stopped = True
+    return {"stopped": stopped, "ended": len(ended), "blocks": len(blocks)}
+
+
 def empty_lists(_scene: Scene) -> dict[str, Any]:
     """What a list without files offers, and what choosing that says; there are no models here."""
     (hint,) = folders.WAV2VEC2.choices()
@@ -416,6 +436,7 @@ def main() -> None:
         "vision": picture_encoder,
         "vae": video_vae,
         "empty": empty_lists,
+        "interrupt": interrupt,
     }
     with torch.inference_mode():
         scene = Scene()
