@@ -30,6 +30,7 @@ from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size, aspect_size, bucket_size, snap_size, token_grid
 from ..multitalk_core.guidance import needs_negative_text
 from ..multitalk_core.image import to_photo
+from ..multitalk_core.lrope import MAX_SPEAKERS
 from ..multitalk_core.masks import fit_masks, speaker_masks, to_tokens
 from ..multitalk_core.pipeline import Speech, Step, generate
 from ..multitalk_core.segments import TAIL_FRAMES
@@ -41,9 +42,6 @@ from .streaming import place
 from .vae import WanVAE, load_vae
 from .video import VideoWriter, require_target
 from .weights import OpenFiles
-
-_MAX_SPEAKERS = 2
-"""Speakers the released adapters tell apart."""
 
 _log = logging.getLogger(__name__)
 
@@ -213,7 +211,7 @@ def _dtype(request: Request, device: torch.device) -> torch.dtype:
 
 def _check_speakers(request: Request) -> None:
     count = len(request.speakers)
-    if not 1 <= count <= _MAX_SPEAKERS:
+    if not 1 <= count <= MAX_SPEAKERS:
         raise InputError(
             f"There are {count} voices; one or two speakers are possible. "
             "Give --audio once or twice."
