@@ -1,0 +1,1 @@
+"""Training of the tiny model family: drawn faces, spoken by a synthesiser, one stage a command."""
