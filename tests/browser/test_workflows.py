@@ -29,7 +29,7 @@ RUN = """async () => { const seen = new Promise((ok, bad) => {
 
 def open_workflow(page: Page, name: str) -> dict[str, Any]:
     """Open a workflow as a user does; give its file."""
-    workflow = json.loads((graphs.ROOT / "workflows" / f"{name}.json").read_text())
+    workflow = json.loads((graphs.FOLDER / f"{name}.json").read_text())
     page.evaluate("([w, n]) => app.loadGraphData(w, true, true, n)", [workflow, name])
     page.wait_for_function(f"app.graph.nodes.length == {len(workflow['nodes'])}")
     return dict(workflow)
@@ -54,7 +54,7 @@ def test_workflow_opens_without_missing_nodes_and_equals_its_api_form(
     open_workflow(page, name)
     assert page.evaluate(MISSING) == []
     sent = page.evaluate("async () => (await app.graphToPrompt()).output")
-    api = json.loads((graphs.ROOT / "workflows" / "api" / f"{name}.json").read_text())
+    api = json.loads((graphs.FOLDER / "api" / f"{name}.json").read_text())
     for key, node in api.items():
         assert sent[key]["class_type"] == node["class_type"]
         assert sent[key]["inputs"].items() >= node["inputs"].items()

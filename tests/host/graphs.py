@@ -14,6 +14,7 @@ from typing import Any
 from comfyui_multitalk.tests.support.tiny import TinySet
 
 ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "example_workflows"
 WORKFLOWS = ("photo_to_talking_video", "two_speakers")
 SMALL = {
     "size": "longest side",
@@ -53,7 +54,7 @@ def link(place: Path, file: Path) -> None:
 
 def load(name: str, **settings: Any) -> Graph:
     """Load a workflow's API form, with small sampler settings and those given."""
-    graph: Graph = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+    graph: Graph = json.loads((FOLDER / "api" / f"{name}.json").read_text())
     node(graph, "MTK_Sampler")["inputs"].update({**SMALL, **settings})
     return graph
 
