@@ -189,7 +189,8 @@ def reference_map(q_BNAD: Tensor, k_BNAD: Tensor, *, token_masks: Tensor) -> Ten
     Args:
         q_BNAD: Queries of all tokens, turned by the grid.
         k_BNAD: Keys of all tokens, turned by the grid; only the first frame's are used.
-        token_masks: Regions on the token grid of one frame, `(S + 1, tokens of a frame)`, 0 or 1.
+        token_masks: Regions on the token grid of one frame, `(S + 1, tokens of a frame)` for all
+            of the batch or `(B, S + 1, tokens of a frame)` for each, 0 or 1.
 
     Returns:
         `(B, S + 1, N)`, float32.
@@ -204,5 +205,5 @@ def reference_map(q_BNAD: Tensor, k_BNAD: Tensor, *, token_masks: Tensor) -> Ten
     for start in range(0, num_queries, stretch):
         q_BAND = q_BNAD[:, start : start + stretch].transpose(1, 2) * width**-0.5  # noqa: N806
         attention = (q_BAND @ k_BADM).softmax(dim=-1, dtype=torch.float32)
-        parts.append((attention.mean(dim=1) @ weights.T).transpose(1, 2))
+        parts.append((attention.mean(dim=1) @ weights.mT).transpose(1, 2))
     return torch.cat(parts, dim=-1)

@@ -122,7 +122,7 @@ class Block(nn.Module):
             context: Image and text tokens, `(B, 257 + text_len, dim)`.
             rotation: Of every video token.
             audio: Audio tokens, `(1 or B, F, M, token_dim)`, or `None`.
-            token_masks: Regions of two speakers, `(3, tokens of a frame)`, else `None`.
+            token_masks: Regions of two speakers, `(3 or B x 3, tokens of a frame)`, else `None`.
             audio_strength: Multiplier of what the voices add.
 
         Returns:
@@ -239,7 +239,8 @@ class MultiTalkModel(nn.Module):
             image: CLIP tokens of the photo, `(B, 257, image_dim)`.
             audio: Audio tokens, `(1 or B, F, S * num_tokens, token_dim)`; `None` is the base model.
             token_masks: Where each speaker is on the token grid of one frame, then the background,
-                `(S + 1, h / 2 * w / 2)`, 0 or 1; used only when `audio` holds two speakers.
+                `(S + 1, h / 2 * w / 2)` for all of the batch or `(B, S + 1, h / 2 * w / 2)` for
+                each, 0 or 1; used only when `audio` holds two speakers.
             audio_strength: Multiplier of what the voices add; 0 is the base model.
 
         Returns:
@@ -253,7 +254,7 @@ class MultiTalkModel(nn.Module):
             audio = None
         if audio is not None:
             audio = audio.to(latents.dtype)
-        masks = self._speaker_regions(audio, token_masks, grid=grid)
+        masks = self._speaker_regions(audio, token_masks, batch=latents.shape[0], grid=grid)
         dtype = latents.dtype
         x = self.patch_embedding(torch.cat((latents, condition.to(dtype)), dim=1))
         time = self.time_embedding(time_features(timestep, width=self.config.freq_dim))
@@ -289,7 +290,7 @@ class MultiTalkModel(nn.Module):
         return torch.cat((self.img_emb(image), text), dim=1)
 
     def _speaker_regions(
-        self, audio: Tensor | None, token_masks: Tensor | None, *, grid: GridSize
+        self, audio: Tensor | None, token_masks: Tensor | None, *, batch: int, grid: GridSize
     ) -> Tensor | None:
         """Check the audio tokens and give the masks if two speakers need them."""
         if audio is None:
@@ -315,7 +316,8 @@ class MultiTalkModel(nn.Module):
                 "Remove speakers."
             )
         expected = (num_speakers + 1, grid.height * grid.width)
-        if token_masks is None or tuple(token_masks.shape) != expected:
+        shapes = (expected, (batch, *expected))
+        if token_masks is None or tuple(token_masks.shape) not in shapes:
             given = "none" if token_masks is None else f"shape {tuple(token_masks.shape)}"
             raise InputError(
                 f"Two speakers need token masks of shape {expected} (one row per speaker and one "

@@ -81,6 +81,16 @@ def test_dit_batch_takes_its_own_audio_each() -> None:
     assert _distance(together[1:], _run(inputs)[1:]) > 1e-3
 
 
+def test_dit_batch_takes_its_own_masks_each() -> None:
+    inputs = small_inputs(batch=2)
+    masks = torch.stack((inputs.token_masks, inputs.token_masks[[1, 0, 2]]))
+    together = _run(inputs, token_masks=masks)
+    for i_item in range(2):
+        alone = _run(inputs, token_masks=masks[i_item])
+        assert _distance(together[i_item], alone[i_item]) < 1e-5
+    assert _distance(alone, together) > 1e-3
+
+
 def test_dit_one_speaker_masks_change_nothing() -> None:
     inputs = small_inputs(speakers=1)
     expected = _run(inputs, token_masks=None)
