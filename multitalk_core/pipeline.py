@@ -18,16 +18,16 @@ from torch import Generator, Tensor
 
 from .audio_tokens import window_features
 from .color import match_color
-from .conditioning import Condition, condition_segment, draw_noise
+from .conditioning import condition_segment, draw_noise
 from .config import SamplingConfig
 from .dit import MultiTalkModel
 from .errors import InputError
 from .geometry import PIXEL_STRIDE, TOKEN_PIXELS, Size, latent_frames
-from .guidance import Pass, needs_negative_text
+from .guidance import needs_negative_text
 from .image import prepare
 from .masks import fit_masks, to_tokens
 from .protocols import ImageEncoder, VideoVAE
-from .sampler import Velocity, require_finite, sample
+from .sampler import OnSolverStep, SegmentModel, Solver, require_finite, solve
 from .segments import Segment, SegmentPlan, plan
 
 _LATENT_CHANNELS = 16
@@ -42,7 +42,7 @@ class Step(NamedTuple):
         segment: Index of the segment, from 0.
         num_segments: Segments of the video.
         step: Index of the step just done, from 0.
-        num_steps: Steps of every segment.
+        num_steps: Steps of this segment.
         latents: The clean latents the step points to, `(1, 16, F, h, w)` float32, for previews.
     """
 
@@ -112,6 +112,7 @@ def generate(
     dtype: torch.dtype,
     on_step: Callable[[Step], None] | None = None,
     segment_plan: SegmentPlan | None = None,
+    solver: Solver = solve,
 ) -> Iterator[Tensor]:
     """Generate a talking video, segment by segment.
 
@@ -133,6 +134,7 @@ def generate(
         dtype: Of the transformer's activations; the latents are float32.
         on_step: Called after every step; may raise to cancel.
         segment_plan: Another division into segments, for comparisons with upstream.
+        solver: How noise becomes latents; upstream's Euler steps unless another is given.
 
     Yields:
         The new frames of each segment, `(3, T, H, W)` float32 on the CPU in [-1, 1], in order;
@@ -163,8 +165,9 @@ def generate(
             vae=vae,
             image_encoder=image_encoder,
         )
-        velocity = _velocity(
-            transformer,
+        model = SegmentModel(
+            index=index,
+            transformer=transformer,
             condition=condition,
             windows=speech.windows(segment).to(device, dtype),
             text=text.to(device, dtype),
@@ -172,13 +175,12 @@ def generate(
             token_masks=None if token_masks is None else token_masks.to(device),
             audio_strength=config.audio_strength,
         )
-        latents = sample(
+        latents = solver(
             noise,
-            velocity,
+            model,
             config=config,
-            motion=condition.motion,
             generator=generator,
-            on_step=_reporter(on_step, index, len(chosen.segments), config.steps),
+            on_step=_reporter(on_step, index, len(chosen.segments)),
         )
         frames = vae.decode(latents).to(device, torch.float32)
         require_finite(frames, what=f"The decoded frames of segment {index + 1}")
@@ -214,38 +216,6 @@ def _check(
         )
 
 
-def _velocity(
-    transformer: MultiTalkModel,
-    *,
-    condition: Condition,
-    windows: Tensor,
-    text: Tensor,
-    negative_text: Tensor | None,
-    token_masks: Tensor | None,
-    audio_strength: float,
-) -> Velocity:
-    """Bind everything that stays the same throughout a segment; silence is one stream of zeros."""
-    dtype = windows.dtype
-    voices = transformer.project_audio(windows)
-    silence = transformer.project_audio(torch.zeros_like(windows[-1:]))
-
-    def predict(latents: Tensor, timestep: float, which: Pass) -> Tensor:
-        prompt = text if which.prompt or negative_text is None else negative_text
-        velocity: Tensor = transformer(
-            latents.to(dtype),
-            torch.tensor([timestep], device=latents.device),
-            condition=condition.latents.to(dtype),
-            text=prompt,
-            image=condition.image.to(dtype),
-            audio=voices if which.voice else silence,
-            token_masks=token_masks,
-            audio_strength=audio_strength,
-        )
-        return velocity.float()
-
-    return predict
-
-
 def _picture(
     picture_at: Callable[[int], Tensor],
     segment: Segment,
@@ -273,9 +243,9 @@ def _latent_shape(segment: Segment, size: Size) -> tuple[int, ...]:
 
 
 def _reporter(
-    on_step: Callable[[Step], None] | None, segment: int, num_segments: int, num_steps: int
-) -> Callable[[int, Tensor], None]:
-    def report(step: int, latents: Tensor) -> None:
+    on_step: Callable[[Step], None] | None, segment: int, num_segments: int
+) -> OnSolverStep:
+    def report(step: int, num_steps: int, latents: Tensor) -> None:
         if on_step is not None:
             on_step(Step(segment, num_segments, step, num_steps, latents))
 
