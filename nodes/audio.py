@@ -51,7 +51,9 @@ class MultiTalkAudioEmbeds(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[AudioEmbeds.Output(display_name="audio_embeds")],
+            outputs=[
+                AudioEmbeds.Output(display_name="audio_embeds", tooltip="To MultiTalk Sampler.")
+            ],
         )
 
     @classmethod

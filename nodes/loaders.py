@@ -35,7 +35,7 @@ class LoadWan(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="To Load MultiTalk Adapter, or to KSampler.")],
         )
 
     @classmethod
@@ -72,7 +72,7 @@ class LoadAdapter(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[io.Model.Output(tooltip="To MultiTalk Sampler.")],
         )
 
     @classmethod
@@ -105,7 +105,9 @@ class LoadWav2Vec2(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[Wav2Vec2.Output(display_name="wav2vec2")],
+            outputs=[
+                Wav2Vec2.Output(display_name="wav2vec2", tooltip="To MultiTalk Audio Embeds.")
+            ],
         )
 
     @classmethod
@@ -138,7 +140,7 @@ class LoadUMT5(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[io.Clip.Output()],
+            outputs=[io.Clip.Output(tooltip="To CLIP Text Encode.")],
         )
 
     @classmethod
@@ -169,7 +171,7 @@ class LoadCLIPVision(io.ComfyNode):
                     tooltip="clip_vision_h.safetensors, from models/clip_vision.",
                 ),
             ],
-            outputs=[io.ClipVision.Output()],
+            outputs=[io.ClipVision.Output(tooltip="To MultiTalk Sampler.")],
         )
 
     @classmethod

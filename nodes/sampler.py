@@ -44,9 +44,9 @@ class MultiTalkSampler(io.ComfyNode):
             search_aliases=["multitalk", "infinitetalk", "talking head", "lip sync"],
             inputs=[*_sockets(), *_look(), *_method(), *_guidance()],
             outputs=[
-                io.Image.Output(display_name="frames"),
-                io.Audio.Output(display_name="audio"),
-                io.Video.Output(display_name="video"),
+                io.Image.Output(display_name="frames", tooltip="The pictures, 25 a second."),
+                io.Audio.Output(display_name="audio", tooltip="The sound, as long as they."),
+                io.Video.Output(display_name="video", tooltip="Both, for Save Video."),
             ],
         )
 

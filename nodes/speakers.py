@@ -63,7 +63,7 @@ class MultiTalkSpeaker(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[Speakers.Output(display_name="speaker")],
+            outputs=[Speakers.Output(display_name="speaker", tooltip="To MultiTalk Audio Embeds.")],
         )
 
     @classmethod
