@@ -14,7 +14,7 @@ HOST_MODULES = frozenset(
     | {"node_helpers", "nodes", "server"}
 )
 _UNREADABLE = "<computed name>"
-_ROOMS = frozenset({"multitalk_core", "wan_gguf_loader", "nodes", "standalone"})
+_ROOMS = frozenset({"drawing", "multitalk_core", "wan_gguf_loader", "nodes", "standalone"})
 _STANDALONE = frozenset(
     {"av", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "sentencepiece"}
     | {"tokenizers", "torch", "tqdm", "transformers"}
@@ -31,6 +31,7 @@ _CORE_LEVELS = (
     {"protocols"},
     {"image", "color", "audio", "masks", "lrope", "kernels"},
     {"attention", "audio_features", "audio_tokens"},
+    {"hooks"},
     {"dit", "schedule", "guidance", "identify", "weights"},
     {"conditioning", "sampler"},
     {"pipeline"},
@@ -145,10 +146,12 @@ def _rule(path: PurePosixPath) -> _Rule:
     if room == "nodes":
         bridge = {"comfy", "folder_paths", "node_helpers", "latent_preview"}
         extra = bridge if _module(path) == "host" else set()
-        own = {"nodes", "multitalk_core", "wan_gguf_loader"}
+        own = {"nodes", "drawing", "multitalk_core", "wan_gguf_loader"}
         return _Rule(own, {"torch", "comfy_api"} | extra)
     if room == "standalone":
-        return _Rule({room, "multitalk_core", "wan_gguf_loader"}, _STANDALONE)
+        return _Rule({room, "drawing", "multitalk_core", "wan_gguf_loader"}, _STANDALONE)
+    if room == "drawing":
+        return _Rule({room}, {"torch", "numpy", "PIL"})
     if room == "wan_gguf_loader":
         return _Rule({room}, {"torch", "numpy", "safetensors", "gguf"})
     own_module = _module(path)

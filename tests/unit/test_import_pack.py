@@ -41,7 +41,7 @@ def test_import_pack_without_comfy_has_no_side_effects(repository: Path) -> None
 
 def test_packages_of_pyproject_are_all_that_ship(repository: Path) -> None:
     listed = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["setuptools"]
-    rooms = ("multitalk_core", "nodes", "standalone", "wan_gguf_loader")
+    rooms = ("drawing", "multitalk_core", "nodes", "standalone", "wan_gguf_loader")
     found = {
         ".".join(("comfyui_multitalk", *file.parent.relative_to(repository).parts))
         for room in rooms

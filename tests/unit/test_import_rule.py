@@ -41,6 +41,9 @@ FORBIDDEN = {
     "the command imports nodes": ("standalone/cli.py", "from ..nodes.host import load"),
     "the root imports torch": ("__init__.py", "import torch"),
     "the root imports core": ("__init__.py", "from .multitalk_core import pipeline"),
+    "drawing imports core": ("drawing/strip.py", "from ..multitalk_core import masks"),
+    "drawing imports the host": ("drawing/strip.py", "import comfy_api"),
+    "core draws": ("multitalk_core/masks.py", "from PIL import Image"),
     "a unit test imports the host": ("tests/unit/test_x.py", "import comfy.sd"),
     "a parity test imports the host": ("tests/parity/test_x.py", "from folder_paths import x"),
 }
@@ -54,6 +57,9 @@ ALLOWED = {
     "the bridge imports the host": ("nodes/host.py", "import comfy.model_base, folder_paths"),
     "a part of the bridge does": ("nodes/host/model.py", "from comfy import conds"),
     "the command imports diffusers": ("standalone/vae.py", "from diffusers import X"),
+    "drawing imports Pillow": ("drawing/canvas.py", "from PIL import Image"),
+    "a node draws": ("nodes/preview.py", "from ..drawing.strip import draw_strip"),
+    "the command draws": ("standalone/run.py", "from ..drawing.strip import draw_strip"),
     "the root imports nodes": ("__init__.py", "from .nodes import MultiTalkExtension"),
 }
 
