@@ -14,6 +14,8 @@ Letters: B batch, S speakers, F latent frames, N tokens, M context tokens, A hea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -45,6 +47,35 @@ class Heads(NamedTuple):
     v: Tensor
 
 
+def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor) -> Tensor:  # noqa: N803
+    """Scaled dot-product attention of every head; gives `(B, N, A, D)`."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BNAD, k_BMAD, v_BMAD))
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attends:
+    """Who computes each attention of a block: plain torch, or a host in its place.
+
+    Attributes:
+        video: Among the video tokens.
+        text: To the text.
+        image: To the photo's CLIP tokens.
+        audio: To the voices; the batch is `B * F`.
+    """
+
+    video: Attend = attend
+    text: Attend = attend
+    image: Attend = attend
+    audio: Attend = attend
+
+
+PLAIN = Attends()
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the full width, before the split into heads; float32 inside."""
 
@@ -74,7 +105,12 @@ class SelfAttention(nn.Module):
         self.norm_k = RMSNorm(config.dim, eps=config.eps, device=device)
 
     def forward(
-        self, x: Tensor, *, rotation: Rotation, token_masks: Tensor | None = None
+        self,
+        x: Tensor,
+        *,
+        rotation: Rotation,
+        token_masks: Tensor | None = None,
+        attend: Attend = attend,
     ) -> SelfAttended:
         """Attend among tokens `(B, N, dim)`; with `token_masks` also give the reference map."""
         q, k, v = self.project(x, rotation=rotation)
@@ -107,15 +143,15 @@ class CrossAttention(nn.Module):
         self.v_img = ops.Linear(config.dim, config.dim, device=device)
         self.norm_k_img = RMSNorm(config.dim, eps=config.eps, device=device)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, *, attends: Attends = PLAIN) -> Tensor:
         """Let tokens `(B, N, dim)` attend to `(B, 257 + text_len, dim)`, image tokens first."""
         split = (self.num_heads, -1)
         image, text = context[:, :IMAGE_TOKENS], context[:, IMAGE_TOKENS:]
         q = self.norm_q(self.q(x)).unflatten(-1, split)
         k = self.norm_k(self.k(text)).unflatten(-1, split)
-        tokens = attend(q, k, self.v(text).unflatten(-1, split))
+        tokens = attends.text(q, k, self.v(text).unflatten(-1, split))
         k = self.norm_k_img(self.k_img(image)).unflatten(-1, split)
-        tokens = tokens + attend(q, k, self.v_img(image).unflatten(-1, split))
+        tokens = tokens + attends.image(q, k, self.v_img(image).unflatten(-1, split))
         output: Tensor = self.o(tokens.flatten(2))
         return output
 
@@ -137,7 +173,14 @@ class AudioAttention(nn.Module):
         self.kv_linear = ops.Linear(audio.token_dim, 2 * config.dim, device=device)
         self.proj = ops.Linear(config.dim, config.dim, device=device)
 
-    def forward(self, x: Tensor, audio: Tensor, *, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        audio: Tensor,
+        *,
+        labels: Tensor | None = None,
+        attend: Attend = attend,
+    ) -> Tensor:
         """Attend to the voices.
 
         Args:
@@ -145,6 +188,7 @@ class AudioAttention(nn.Module):
             audio: Audio tokens, `(1 or B, F, M, token_dim)`, speaker 1 first.
             labels: Label position of every video token, `(B, N)`; `None` for one speaker, which
                 turns nothing.
+            attend: Who computes the attention.
 
         Returns:
             `(B, N, dim)`.
@@ -170,12 +214,6 @@ class AudioAttention(nn.Module):
         k_turn = label_rotation(places, head_dim=q.shape[-1])
         q = rotate(q, label_rotation(labels, head_dim=q.shape[-1]))
         return Heads(q, rotate(k.flatten(0, 1), k_turn).view_as(k), v)
-
-
-def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor) -> Tensor:  # noqa: N803
-    """Scaled dot-product attention of every head; gives `(B, N, A, D)`."""
-    q, k, v = (x.transpose(1, 2) for x in (q_BNAD, k_BMAD, v_BMAD))
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ Letters: B batch, S speakers, T video frames, F latent frames, N tokens, L text 
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from .audio_tokens import AudioProjection, join_speakers
 from .config import ModelConfig
 from .errors import InputError
 from .geometry import GridSize
+from .hooks import NO_HOOKS, BlockCall, Hooks
 from .lrope import MAX_SPEAKERS, Rotation, grid_rotation, label_positions
 from .protocols import Ops, TorchOps
 
@@ -107,12 +110,13 @@ class Block(nn.Module):
         self,
         x: Tensor,
         time: Tensor,
-        *,
         context: Tensor,
         rotation: Rotation,
+        *,
         audio: Tensor | None = None,
         token_masks: Tensor | None = None,
         audio_strength: float = 1.0,
+        hooks: Hooks = NO_HOOKS,
     ) -> Tensor:
         """Refine the tokens.
 
@@ -124,6 +128,7 @@ class Block(nn.Module):
             audio: Audio tokens, `(1 or B, F, M, token_dim)`, or `None`.
             token_masks: Regions of two speakers, `(3 or B x 3, tokens of a frame)`, else `None`.
             audio_strength: Multiplier of what the voices add.
+            hooks: What a host does inside.
 
         Returns:
             `(B, N, dim)`, same dtype.
@@ -133,12 +138,17 @@ class Block(nn.Module):
             modulate(self.norm1(x), shift=modulation[0], scale=modulation[1]).to(x.dtype),
             rotation=rotation,
             token_masks=token_masks,
+            attend=hooks.attends.video,
         )
         x = _add_gated(x, y, gate=modulation[2])
-        x = x + self.cross_attn(self.norm3(x), context)
+        x = x + self.cross_attn(self.norm3(x), context, attends=hooks.attends)
+        if hooks.after_context is not None:
+            x = hooks.after_context(x)
         if audio is not None:
             labels = None if looks is None else label_positions(looks)
-            y = self.audio_cross_attn(self.norm_x(x), audio, labels=labels)
+            y = self.audio_cross_attn(
+                self.norm_x(x), audio, labels=labels, attend=hooks.attends.audio
+            )
             x = torch.add(x, y, alpha=audio_strength)
         y = self.ffn(modulate(self.norm2(x), shift=modulation[3], scale=modulation[4]).to(x.dtype))
         return _add_gated(x, y, gate=modulation[5])
@@ -227,6 +237,7 @@ class MultiTalkModel(nn.Module):
         audio: Tensor | None = None,
         token_masks: Tensor | None = None,
         audio_strength: float = 1.0,
+        hooks: Hooks = NO_HOOKS,
     ) -> Tensor:
         """Predict the velocity of noisy latents.
 
@@ -242,6 +253,7 @@ class MultiTalkModel(nn.Module):
                 `(S + 1, h / 2 * w / 2)` for all of the batch or `(B, S + 1, h / 2 * w / 2)` for
                 each, 0 or 1; used only when `audio` holds two speakers.
             audio_strength: Multiplier of what the voices add; 0 is the base model.
+            hooks: What a host does inside the blocks.
 
         Returns:
             Velocity, `(B, 16, F, h, w)`, in the latents' dtype.
@@ -260,17 +272,14 @@ class MultiTalkModel(nn.Module):
         time = self.time_embedding(time_features(timestep, width=self.config.freq_dim))
         steps = self.time_projection(time).unflatten(1, (6, self.config.dim))
         context = self._context(text.to(dtype), image.to(dtype))
-        rotation = grid_rotation(grid, head_dim=self.config.head_dim, device=x.device)
-        for block in self.blocks:
-            x = block(
-                x,
-                steps,
-                context=context,
-                rotation=rotation,
-                audio=audio,
-                token_masks=masks,
-                audio_strength=audio_strength,
+        rotation = grid_rotation(
+            grid, head_dim=self.config.head_dim, device=x.device, placement=hooks.placement
+        )
+        for index, block in enumerate(self.blocks):
+            run = functools.partial(
+                block, audio=audio, token_masks=masks, audio_strength=audio_strength, hooks=hooks
             )
+            x = hooks.around_block(BlockCall(index, run, x, time, steps, context, rotation))
         return _join_patches(self.head(x, time), grid=grid).to(dtype)
 
     def _context(self, text: Tensor, image: Tensor) -> Tensor:

@@ -39,6 +39,19 @@ class Rotation(NamedTuple):
     sin: Tensor
 
 
+class Placement(NamedTuple):
+    """Where a token grid lies in the rotary positions, along frames, rows and columns.
+
+    Token i of an axis stands at `shift + i * scale`.
+    """
+
+    scale: tuple[float, float, float]
+    shift: tuple[float, float, float]
+
+
+UNMOVED = Placement(scale=(1.0, 1.0, 1.0), shift=(0.0, 0.0, 0.0))
+
+
 def axis_frequencies(head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Give the turns per token along frames, rows and columns, float64.
 
@@ -52,7 +65,9 @@ def axis_frequencies(head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     return frames, height, width
 
 
-def grid_rotation(grid: GridSize, *, head_dim: int, device: torch.device) -> Rotation:
+def grid_rotation(
+    grid: GridSize, *, head_dim: int, device: torch.device, placement: Placement = UNMOVED
+) -> Rotation:
     """Give the 3-D rotation of every token of a grid, in token order (frame, row, column).
 
     Angles are float64 and computed on the CPU (some devices have no float64); only the three
@@ -62,7 +77,8 @@ def grid_rotation(grid: GridSize, *, head_dim: int, device: torch.device) -> Rot
     for i_axis, (length, frequencies) in enumerate(
         zip(grid, axis_frequencies(head_dim), strict=True)
     ):
-        angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
+        places = torch.arange(length, dtype=torch.float64) * placement.scale[i_axis]
+        angles = torch.outer(places + placement.shift[i_axis], frequencies)
         view = [1, 1, 1, -1]
         view[i_axis] = length
         for table, values in zip(tables, (angles.cos(), angles.sin()), strict=True):
