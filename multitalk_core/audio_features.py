@@ -129,7 +129,7 @@ def audio_features(model: Wav2Vec2Model, track: Tensor, *, tail_frames: int = 0)
     sound = normalized_track(track, tail_frames=tail_frames).to(model.device, model.dtype)
     with torch.no_grad():
         heard = conv_features(model, sound, num_frames=num_frames)
-        layers = _encoder_layers(model, heard)
+        layers = encoder_layers(model, heard)
     return torch.stack(layers, dim=2)[0].float().to(track.device)
 
 
@@ -159,8 +159,8 @@ def conv_features(model: Wav2Vec2Model, sound: Tensor, *, num_frames: int | None
     return features.transpose(1, 2)
 
 
-def _encoder_layers(model: Wav2Vec2Model, features: Tensor) -> list[Tensor]:
-    """Give each encoder layer's output `(1, T, C)`, the last as the encoder leaves it."""
+def encoder_layers(model: Wav2Vec2Model, features: Tensor) -> list[Tensor]:
+    """Give each encoder layer's output `(B, T, C)`, the last as the encoder leaves it."""
     layers: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
