@@ -1,7 +1,7 @@
 """The transformer under ComfyUI's calling convention.
 
-Parameter names stay upstream's, so ComfyUI maps LoRA keys to them. One module serves two callers:
-ComfyUI's samplers, who pass the condition as channels of `x`, and `generate`, who names it.
+Parameter names stay upstream's, so ComfyUI maps LoRA keys to them. It is called as ComfyUI calls
+its own Wan model, by `apply_model`, with the voices as further conditions.
 """
 
 from __future__ import annotations
@@ -9,16 +9,20 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.ldm.common_dit
-import comfy.model_management
+import comfy.patcher_extension
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...multitalk_core.config import ModelConfig
 from ...multitalk_core.dit import MultiTalkModel
 from ...multitalk_core.errors import InputError
 from .layers import HostOps
+from .wan_hooks import wan_hooks
 
 _PATCH = (1, 2, 2)
+_WRAPPERS = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+_FOREIGN = ("time_dim_concat", "context_latents")
+"""Conditions of other Wan models that ComfyUI would put between the video's tokens."""
 
 
 class HostMultiTalk(MultiTalkModel):
@@ -26,15 +30,15 @@ class HostMultiTalk(MultiTalkModel):
 
     Attributes:
         dtype: What it computes in; ComfyUI's `BaseModel` reads it.
+        dim: Width, by which ComfyUI's nodes know a Wan model.
         adapter: File its audio branch came from, for messages.
     """
 
     def __init__(self, config: ModelConfig, *, dtype: torch.dtype, adapter: str = "") -> None:
         super().__init__(config, ops=HostOps(), device="meta")
         self.dtype = dtype
+        self.dim = config.dim
         self.adapter = adapter
-        for block in self.blocks:
-            block.register_forward_pre_hook(_stop_if_interrupted)
 
     def forward(
         self,
@@ -42,21 +46,22 @@ class HostMultiTalk(MultiTalkModel):
         timestep: Tensor,
         context: Tensor | None = None,
         clip_fea: Tensor | None = None,
-        *,
-        condition: Tensor | None = None,
-        **options: Any,
+        time_dim_concat: Tensor | None = None,
+        transformer_options: dict[str, Any] | None = None,
+        **conditions: Any,
     ) -> Tensor:
-        """Predict the velocity, for `generate` or for ComfyUI's samplers.
+        """Predict the velocity.
 
         Args:
-            latents: Noisy latents `(B, 16, F, h, w)`; from ComfyUI `(B, 36, F, h, w)`, the
-                condition's 4 mask and 16 picture channels behind the 16 noisy ones.
+            latents: The noisy ones and, behind them, 4 mask and 16 picture channels,
+                `(B, 36, F, h, w)`.
             timestep: `(B,)`, 0 to 1000.
-            context: ComfyUI's text tokens, `(B, L, text_dim)`.
-            clip_fea: ComfyUI's picture tokens, `(B, 257, image_dim)`.
-            condition: Given by `generate` alone, `(B, 20, F, h, w)`.
-            **options: The rest of what `MultiTalkModel.forward` takes, or, from ComfyUI,
-                transformer options and conditions of other models.
+            context: Text tokens, `(B, L, text_dim)`.
+            clip_fea: Picture tokens, `(B, 257, image_dim)`.
+            time_dim_concat: Of other Wan models; must be absent.
+            transformer_options: What nodes put into the model.
+            **conditions: `audio`, `token_masks` and `audio_strength` as core's `MultiTalkModel`
+                takes them; conditions of other models are ignored.
 
         Returns:
             Velocity, `(B, 16, F, h, w)`.
@@ -64,8 +69,38 @@ class HostMultiTalk(MultiTalkModel):
         Raises:
             InputError: If an input does not fit; the message says which.
         """
-        if condition is not None:
-            return super().forward(latents, timestep, condition=condition, **options)
+        if "condition" in conditions:  # from core's `generate`
+            return super().forward(latents, timestep, **conditions)
+        options = transformer_options or {}
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(
+            self._predict, self, comfy.patcher_extension.get_all_wrappers(_WRAPPERS, options)
+        )
+        velocity: Tensor = executor.execute(
+            latents, timestep, context, clip_fea, time_dim_concat, options, **conditions
+        )
+        return velocity
+
+    def _predict(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        context: Tensor | None,
+        clip_fea: Tensor | None,
+        time_dim_concat: Tensor | None,
+        transformer_options: dict[str, Any],
+        *,
+        audio: Tensor | None = None,
+        token_masks: Tensor | None = None,
+        audio_strength: float = 1.0,
+        **conditions: Any,
+    ) -> Tensor:
+        given = {**conditions, "time_dim_concat": time_dim_concat}
+        foreign = [name for name in _FOREIGN if given.get(name) is not None]
+        if foreign:
+            raise InputError(
+                f"The conditioning holds {' and '.join(foreign)}, which are for other Wan models; "
+                "this one takes a photo. Make the conditioning with WanImageToVideo."
+            )
         if context is None or clip_fea is None:
             raise InputError(
                 "The conditioning of this image-to-video model has no picture tokens. Encode the "
@@ -73,15 +108,16 @@ class HostMultiTalk(MultiTalkModel):
             )
         height, width = latents.shape[-2:]
         x = comfy.ldm.common_dit.pad_to_patch_size(latents, _PATCH)
+        split = self.config.out_channels
         velocity = super().forward(
-            x[:, : self.config.out_channels],
+            x[:, :split],
             timestep,
-            condition=x[:, self.config.out_channels : self.config.in_channels],
+            condition=x[:, split : self.config.in_channels],
             text=context[:, : self.config.text_len],  # as upstream's tokenizer cuts it
             image=clip_fea,
+            audio=audio,
+            token_masks=token_masks,
+            audio_strength=audio_strength,
+            hooks=wan_hooks(transformer_options, x=x, num_blocks=len(self.blocks)),
         )
         return velocity[..., :height, :width]
-
-
-def _stop_if_interrupted(_block: nn.Module, _inputs: Any) -> None:
-    comfy.model_management.throw_exception_if_processing_interrupted()
