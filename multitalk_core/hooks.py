@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -17,7 +16,8 @@ from .attention import PLAIN, Attends
 from .lrope import UNMOVED, Placement, Rotation
 
 
-class BlockCall(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class BlockCall:
     """A block about to run, as a host that stands around it sees it.
 
     Attributes:

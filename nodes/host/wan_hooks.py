@@ -63,7 +63,7 @@ def _attention(options: dict[str, Any], **settings: bool) -> Attend:
         tokens: Tensor = comfy.ldm.modules.attention.optimized_attention(
             q.flatten(2), k.flatten(2), v.flatten(2), heads, transformer_options=options, **settings
         )
-        return tokens.unflatten(2, (heads, -1))
+        return torch.unflatten(tokens, 2, (heads, -1))
 
     return attend
 
@@ -76,7 +76,7 @@ def _patched(attention: Attend, patches: Any, options: dict[str, Any]) -> Attend
         tokens = attention(q, k, v).flatten(2)
         for patch in patches:
             tokens = patch({"x": tokens, "q": q, "k": k, "transformer_options": options})
-        return tokens.unflatten(2, (q.shape[2], -1))
+        return torch.unflatten(tokens, 2, (q.shape[2], -1))
 
     return attend
 
