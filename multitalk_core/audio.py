@@ -33,6 +33,13 @@ MIN_SECONDS = 0.4
 Mode = Literal["together", "in_turn"]
 
 _SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
+_AAC_RATES = frozenset(
+    (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000)
+)
+"""Sample rates that every MP4 may have, in Hz."""
+_RATE_OF_OTHERS = 48_000
+_CANCELLED = 0.03
+"""Share of the channels' level under which their mean is no longer the sound (-30 dB)."""
 
 
 class Timeline(NamedTuple):
@@ -44,6 +51,8 @@ class Timeline(NamedTuple):
     """Video frames that last as long as the tracks, rounded up."""
     starts: tuple[int, ...]
     """First sample of each voice on its track, at 16 kHz."""
+    stops: tuple[int, ...]
+    """One past the last sample of each."""
 
 
 class Sound(NamedTuple):
@@ -69,11 +78,22 @@ def prepare_voice(waveform: Tensor, *, sample_rate: int, name: str) -> Tensor:
         The voice, `(N,)` float32 at 16 kHz on the CPU.
 
     Raises:
-        InputError: If the recording is shorter than 0.4 s, holds NaN or is no waveform.
+        InputError: If the recording is shorter than 0.4 s, holds NaN, is no waveform, or has
+            channels that cancel each other.
     """
-    channels = _channels(waveform, sample_rate=sample_rate, name=name)
-    voice = _resample(channels.mean(axis=0), source_rate=sample_rate, sample_rate=SAMPLE_RATE)
+    mono = _mono(waveform, sample_rate=sample_rate, name=name)
+    voice = _resample(mono, source_rate=sample_rate, sample_rate=SAMPLE_RATE)
     return torch.from_numpy(normalize_loudness(voice, name=name).astype(np.float32))
+
+
+def check_voice(waveform: Tensor, *, sample_rate: int, name: str) -> None:
+    """Refuse at once what `prepare_voice` would refuse.
+
+    Raises:
+        InputError: As `prepare_voice` does.
+    """
+    mono = _mono(waveform, sample_rate=sample_rate, name=name)
+    _require_length(-(-len(mono) * SAMPLE_RATE // sample_rate), name=name)
 
 
 def normalize_loudness(voice: NDArray[Any], *, name: str) -> NDArray[Any]:
@@ -82,11 +102,7 @@ def normalize_loudness(voice: NDArray[Any], *, name: str) -> NDArray[Any]:
     Raises:
         InputError: If the voice is shorter than 0.4 s; the message calls it `name`.
     """
-    if len(voice) < MIN_SECONDS * SAMPLE_RATE:
-        raise InputError(
-            f"{name} lasts {len(voice) / SAMPLE_RATE:.2f} s; at least {MIN_SECONDS} s is needed "
-            "to measure its loudness. Give a longer recording, or add silence to it."
-        )
+    _require_length(len(voice), name=name)
     with np.errstate(divide="ignore"):  # silence has a loudness of minus infinity
         loudness = pyloudnorm.Meter(SAMPLE_RATE).integrated_loudness(voice)
     if not isfinite(loudness) or abs(loudness) > 100:
@@ -132,6 +148,7 @@ def arrange(voices: Sequence[Tensor], *, mode: Mode, starts: Sequence[float]) ->
         ),
         -(-end // _SAMPLES_PER_FRAME),
         tuple(offsets),
+        tuple(offset + len(voice) for offset, voice in zip(offsets, voices, strict=True)),
     )
 
 
@@ -151,8 +168,9 @@ def mix(
         num_frames: Video frames; the sound lasts exactly as long.
 
     Returns:
-        The mix at the highest of the rates with the most channels, made quieter only if it would
-        clip.
+        The mix as video files take it: at the highest of the rates, or 48 kHz where AAC does not
+        know that one; stereo if a recording is (of more channels the mean is taken), else mono;
+        made quieter only if it would clip.
 
     Raises:
         InputError: If a recording cannot be used, or rates or starts do not match the recordings.
@@ -163,15 +181,13 @@ def mix(
             f"{len(starts)} starts; give at least one recording, and a rate and a start for each."
         )
     recordings = [
-        _channels(waveform, sample_rate=rate, name=f"Speaker {i + 1}'s voice")
+        _at_most_stereo(_channels(waveform, sample_rate=rate, name=f"Speaker {i + 1}'s voice"))
         for i, (waveform, rate) in enumerate(zip(waveforms, sample_rates, strict=True))
     ]
-    sample_rate = max(sample_rates)
+    sample_rate = max(sample_rates) if max(sample_rates) in _AAC_RATES else _RATE_OF_OTHERS
     num_channels = max(len(recording) for recording in recordings)
     total = torch.zeros(num_channels, round(num_frames * sample_rate / FPS))
     for recording, rate, start in zip(recordings, sample_rates, starts, strict=True):
-        if len(recording) not in (1, num_channels):
-            recording = recording.mean(axis=0, keepdims=True)
         sound = torch.from_numpy(_resample(recording, source_rate=rate, sample_rate=sample_rate))
         total += _place(
             sound, offset=round(start * sample_rate / SAMPLE_RATE), length=total.shape[-1]
@@ -201,6 +217,30 @@ def _channels(waveform: Tensor, *, sample_rate: int, name: str) -> NDArray[Any]:
             f"{name} holds NaN or infinite samples. Check the step that made the sound."
         )
     return channels.detach().float().cpu().numpy()
+
+
+def _mono(waveform: Tensor, *, sample_rate: int, name: str) -> NDArray[Any]:
+    """Give the mean of the recording's channels, `(N,)`, checked."""
+    channels = _channels(waveform, sample_rate=sample_rate, name=name)
+    mono: NDArray[Any] = channels.mean(axis=0)
+    if np.linalg.norm(mono) * len(channels) ** 0.5 < _CANCELLED * np.linalg.norm(channels):
+        raise InputError(
+            f"{name} has {len(channels)} channels that cancel each other out (they are opposite). "
+            "Give one of them alone."
+        )
+    return mono
+
+
+def _at_most_stereo(channels: NDArray[Any]) -> NDArray[Any]:
+    return channels if len(channels) <= 2 else channels.mean(axis=0, keepdims=True)
+
+
+def _require_length(num_samples: int, *, name: str) -> None:
+    if num_samples < MIN_SECONDS * SAMPLE_RATE:
+        raise InputError(
+            f"{name} lasts {num_samples / SAMPLE_RATE:.2f} s; at least {MIN_SECONDS} s is needed "
+            "to measure its loudness. Give a longer recording, or add silence to it."
+        )
 
 
 def _resample(sound: NDArray[Any], *, source_rate: int, sample_rate: int) -> NDArray[Any]:

@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.audio import Mode, arrange, mix, prepare_voice
+from comfyui_multitalk.multitalk_core.audio import (
+    Mode,
+    arrange,
+    check_voice,
+    mix,
+    prepare_voice,
+)
 from comfyui_multitalk.multitalk_core.errors import InputError
 
 RATE = 16000
@@ -87,20 +93,45 @@ NAN[7] = float("nan")
         (torch.zeros(2, 1, RATE), RATE, r"\(2, 1, 16000\)"),
         (torch.zeros(1, RATE, dtype=torch.int16), RATE, "int16"),
         (sine(1.0), 0, "sample rate of 0 Hz"),
+        (torch.stack((sine(1.0), -sine(1.0))), RATE, "2 channels that cancel each other"),
     ],
-    ids=["short", "short_48k", "empty", "nan", "all_nan", "batch", "integers", "rate"],
+    ids=["short", "short_48k", "empty", "nan", "all_nan", "batch", "integers", "rate", "opposite"],
 )
 def test_prepare_voice_of_a_bad_recording_says_what_is_wrong(
     waveform: Tensor, rate: int, message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
         prepare_voice(waveform, sample_rate=rate, name="Bob's voice")
+    with pytest.raises(InputError, match=message):
+        check_voice(waveform, sample_rate=rate, name="Bob's voice")
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
+def test_check_voice_draws_the_line_where_prepare_voice_does(rate: int) -> None:
+    for num_samples in range(int(0.4 * rate) - 3, int(0.4 * rate) + 3):
+        voice, refused = torch.ones(num_samples), []
+        for check in (check_voice, prepare_voice):
+            try:
+                check(voice, sample_rate=rate, name="Voice")
+            except InputError:
+                refused.append(check)
+        assert len(refused) != 1, num_samples
+
+
+@pytest.mark.parametrize("num_channels", [2, 6])
+def test_prepare_voice_hears_a_voice_on_one_channel_as_loud_as_on_all(num_channels: int) -> None:
+    waveform = torch.zeros(num_channels, RATE)
+    waveform[-1] = 0.3 * sine(1.0)
+    voice = prepare_voice(waveform, sample_rate=RATE, name="Voice")
+    alone = prepare_voice(0.3 * sine(1.0), sample_rate=RATE, name="Voice")
+    assert torch.allclose(voice, alone, atol=1e-5)
 
 
 def test_arrange_together_pads_the_shorter_voice() -> None:
     first, second = sine(1.0), sine(0.5)
     timeline = arrange([first, second], mode="together", starts=[0.0, 0.25])
     assert timeline.starts == (0, 4000)
+    assert timeline.stops == (16000, 12000)
     assert timeline.num_frames == 25
     assert torch.equal(timeline.tracks[0], first)
     assert torch.equal(timeline.tracks[1][4000:12000], second)
@@ -112,6 +143,7 @@ def test_arrange_in_turn_lets_one_speaker_end_first() -> None:
     first, second = sine(1.0), sine(0.5)
     timeline = arrange([first, second], mode="in_turn", starts=[0.5, 0.25])
     assert timeline.starts == (8000, 28000)
+    assert timeline.stops == (24000, 36000)
     assert [len(track) for track in timeline.tracks] == [36000, 36000]
     assert torch.equal(timeline.tracks[0][8000:24000], first)
     assert torch.equal(timeline.tracks[1][28000:], second)
@@ -172,6 +204,27 @@ def test_mix_takes_the_highest_rate_and_most_channels() -> None:
     assert torch.allclose(left[24500:71500], late[500:47500], atol=2e-3)
     assert not bool(left[:23000].abs().gt(1e-3).any())
     assert torch.allclose(right[:23000], torch.tensor(0.5), atol=1e-3)
+
+
+def test_mix_of_many_channels_is_their_mean() -> None:
+    surround = torch.stack([0.1 * i * torch.ones(RATE) for i in range(6)])
+    alone = mix([surround], sample_rates=[RATE], starts=[0], num_frames=25)
+    assert alone.waveform.shape == (1, 1, RATE)
+    assert torch.allclose(alone.waveform, torch.tensor(0.25))
+    stereo = torch.zeros(2, RATE)
+    stereo[0] = 0.5
+    both = mix([surround, stereo], sample_rates=[RATE, RATE], starts=[0, 0], num_frames=25)
+    assert torch.allclose(both.waveform[0, :, 0], torch.tensor([0.75, 0.25]))
+
+
+@pytest.mark.parametrize(("rate", "mixed"), [(192_000, 48_000), (37_800, 48_000), (8000, 8000)])
+def test_mix_has_a_rate_that_video_files_take(rate: int, mixed: int) -> None:
+    recording = sine(0.4, rate=rate, frequency=200.0)
+    sound = mix([recording], sample_rates=[rate], starts=[0], num_frames=10)
+    assert sound.sample_rate == mixed
+    inner = slice(mixed // 10, -mixed // 10)
+    direct = sine(0.4, rate=mixed, frequency=200.0)
+    assert torch.allclose(sound.waveform[0, 0, inner], direct[inner], atol=2e-3)
 
 
 def test_mix_too_loud_is_scaled_down_as_a_whole() -> None:
