@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .audio import MultiTalkAudioEmbeds
 from .loaders import LoadAdapter, LoadCLIPVision, LoadUMT5, LoadWan, LoadWav2Vec2
+from .preview import PreviewSpeakers, PreviewStrip
 from .sampler import MultiTalkSampler
 from .speakers import MultiTalkSpeaker
 
@@ -23,5 +24,7 @@ class MultiTalkExtension(ComfyExtension):
             LoadWav2Vec2,
             MultiTalkSpeaker,
             MultiTalkAudioEmbeds,
+            PreviewSpeakers,
             MultiTalkSampler,
+            PreviewStrip,
         ]

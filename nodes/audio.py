@@ -81,6 +81,7 @@ class MultiTalkAudioEmbeds(io.ComfyNode):
                 num_frames=timeline.num_frames,
             ),
             regions=tuple(person.region for person in people),
+            timeline=timeline,
             sound=mix(
                 [person.sound.waveform for person in people],
                 sample_rates=[person.sound.sample_rate for person in people],

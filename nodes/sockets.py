@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..multitalk_core.audio import Sound
+from ..multitalk_core.audio import Sound, Timeline
 from ..multitalk_core.geometry import Box
 from ..multitalk_core.pipeline import Speech
 
@@ -38,11 +38,13 @@ class SpokenAudio:
     Attributes:
         speech: Audio features of every speaker.
         regions: Where each speaker is in the photo.
+        timeline: Every speaker's track at 16 kHz, and when their voices begin and end.
         sound: The mixed recordings, as long as the video.
         encoder: The Wav2Vec2 file that heard them, for messages.
     """
 
     speech: Speech
     regions: tuple[Tensor | Box | None, ...]
+    timeline: Timeline
     sound: Sound
     encoder: str

@@ -8,7 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..multitalk_core.audio import Sound
+from ..multitalk_core.audio import Sound, check_voice
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Box
 from .sockets import Speaker, Speakers
@@ -69,7 +69,7 @@ class MultiTalkSpeaker(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        audio: Mapping[str, Any],
+        audio: Mapping[str, Any] | None,
         left: int,
         top: int,
         right: int,
@@ -82,7 +82,13 @@ class MultiTalkSpeaker(io.ComfyNode):
             raise InputError(
                 "This speaker has a mask and a box. Disconnect the mask, or set the box to 0."
             )
+        if audio is None:  # as ComfyUI's video nodes give it for a video without sound
+            raise InputError(
+                "The voice is missing: what is connected to `audio` gives no sound. Connect Load "
+                "Audio, or a video that has a sound track."
+            )
         sound = Sound(audio["waveform"], int(audio["sample_rate"]))
+        check_voice(sound.waveform, sample_rate=sound.sample_rate, name="The voice")
         region = (box if any(box) else None) if mask is None else _one_mask(mask)
         return io.NodeOutput((Speaker(sound=sound, region=region, start=start),))
 

@@ -103,14 +103,14 @@ BAD: dict[str, tuple[str, Change, list[str]]] = {
         ["cannot hear", "Load MultiTalk Adapter"],
     ),
     "short voice": (
-        "MTK_AudioEmbeds",
+        "MTK_Speaker",
         put("LoadAudio", audio="blip.wav"),
-        ["Speaker 1's voice lasts 0.30 s", "0.4 s"],
+        ["The voice lasts 0.30 s", "0.4 s"],
     ),
     "nan voice": (
-        "MTK_AudioEmbeds",
+        "MTK_Speaker",
         put("LoadAudio", audio="nan.wav"),
-        ["Speaker 1's voice", "NaN"],
+        ["The voice", "NaN"],
     ),
     "no negative prompt": (
         "MTK_Sampler",

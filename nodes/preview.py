@@ -1,0 +1,107 @@
+"""Previews: who is where before the long work, and the video at a glance after it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..drawing.speakers import Voice, draw_speakers
+from ..drawing.strip import draw_strip
+from ..multitalk_core.audio import SAMPLE_RATE
+from ..multitalk_core.config import FPS
+from ..multitalk_core.geometry import Size
+from ..multitalk_core.image import to_photo
+from ..multitalk_core.masks import speaker_masks
+from .sockets import AudioEmbeds, SpokenAudio
+
+
+class PreviewSpeakers(io.ComfyNode):
+    """Preview Speakers."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MTK_PreviewSpeakers",
+            display_name="MultiTalk Preview Speakers",
+            category="MultiTalk",
+            description=(
+                "Shows who is where and who speaks when, as the sampler will take it: every "
+                "speaker's place over the photo, and under it the voices. Mistakes show here in "
+                "seconds, before the long work."
+            ),
+            search_aliases=["multitalk", "show masks", "who is where", "speaker preview"],
+            inputs=[
+                io.Image.Input("image", tooltip="The photo that the sampler gets."),
+                AudioEmbeds.Input("audio_embeds", tooltip="From MultiTalk Audio Embeds."),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="preview", tooltip="The picture that the node shows, to save it."
+                )
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, image: Tensor, audio_embeds: SpokenAudio) -> io.NodeOutput:
+        photo = to_photo(image)
+        masks = speaker_masks(audio_embeds.regions, photo=Size(*photo.shape[:2]))
+        timeline = audio_embeds.timeline
+        spans = zip(timeline.tracks, timeline.starts, timeline.stops, strict=True)
+        picture = draw_speakers(
+            photo,
+            masks=masks[:-1],  # without the background
+            voices=[
+                Voice(track, start / SAMPLE_RATE, stop / SAMPLE_RATE)
+                for track, start, stop in spans
+            ],
+            sample_rate=SAMPLE_RATE,
+            seconds=timeline.num_frames / FPS,
+        )
+        return _shown(picture, cls)
+
+
+class PreviewStrip(io.ComfyNode):
+    """Preview Strip."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MTK_PreviewStrip",
+            display_name="MultiTalk Preview Strip",
+            category="MultiTalk",
+            description=(
+                "Shows a video at a glance: a strip of its frames over the waveform of its sound, "
+                "each frame over its moment, so that lips can be read against the voice."
+            ),
+            search_aliases=["multitalk", "waveform", "filmstrip", "contact sheet", "lip sync"],
+            inputs=[io.Video.Input("video", tooltip="Any video, with or without sound.")],
+            outputs=[
+                io.Image.Output(
+                    display_name="strip", tooltip="The picture that the node shows, to save it."
+                )
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, video: Any) -> io.NodeOutput:
+        parts = video.get_components()
+        waveform = None if parts.audio is None else parts.audio["waveform"][0]
+        picture = draw_strip(
+            parts.images,
+            waveform=waveform,
+            sample_rate=1 if parts.audio is None else int(parts.audio["sample_rate"]),
+            fps=float(parts.frame_rate),
+        )
+        return _shown(picture, cls)
+
+
+def _shown(picture: Tensor, node: type[io.ComfyNode]) -> io.NodeOutput:
+    """Show a picture `(H, W, 3)` uint8 on the node and hand it on as IMAGE."""
+    image = picture[None].float() / 255
+    return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=node))
