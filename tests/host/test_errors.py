@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from comfyui_multitalk.tests.host import graphs
+from comfyui_multitalk.tests.host import graphs, sounds
 from comfyui_multitalk.tests.host.bad_files import add_bad_files
 from comfyui_multitalk.tests.support.comfyui import failure
 
@@ -29,16 +27,8 @@ def bad(server: Server, tiny: TinySet) -> Server:
     sources = server.base / "input"
     graphs.write_tone(sources / "blip.wav", seconds=0.3)
     graphs.write_tone(sources / "silence.wav", seconds=0.6, volume=0)
-    write_nan(sources / "nan.wav")
+    sounds.write_nan(sources / "nan.wav")
     return server
-
-
-def write_nan(path: Path) -> None:
-    """Write 0.6 seconds of NaN as a 32-bit float WAV."""
-    data = struct.pack("<f", float("nan")) * 9600
-    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, 16000, 64000, 4, 32)
-    riff = form + struct.pack("<4sI", b"data", len(data)) + data
-    path.write_bytes(struct.pack("<4sI4s", b"RIFF", 4 + len(riff), b"WAVE") + riff)
 
 
 def put(kind: str, **inputs: Any) -> Change:

@@ -24,7 +24,8 @@ SIZES = {"photo_to_talking_video": (64, 64), "two_speakers": (64, 48)}  # width,
 
 
 def saved_video(server: Server, history: dict[str, Any]) -> Path:
-    (entry,) = [file for output in history["outputs"].values() for file in output.get("images", ())]
+    shown = [file for output in history["outputs"].values() for file in output.get("images", ())]
+    (entry,) = [file for file in shown if file["type"] == "output"]
     return server.base / "output" / entry["subfolder"] / entry["filename"]
 
 
