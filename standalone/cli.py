@@ -1,6 +1,7 @@
 """The `multitalk` command: `generate` a video, `inspect` a weights file.
 
-Exit codes: 0 done, 2 for an input that cannot be used (one line on standard error), 130 for Ctrl-C.
+Exit codes: 0 done, 2 for an input that cannot be used (one line on standard error), 130 for Ctrl-C,
+143 when it was asked to end (SIGTERM). However it ends, no half-written video is left.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ import argparse
 import dataclasses
 import json
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 import torch
 from tqdm import tqdm
@@ -23,6 +28,7 @@ from .inspection import inspect_file
 
 _BAD_INPUT = 2
 _INTERRUPTED = 130
+_TERMINATED = 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +60,7 @@ def _generate(options: argparse.Namespace) -> int:
     from .run import run  # takes seconds to import, which `inspect` and `--help` need not wait for
 
     request = build_request(options)
-    with tqdm(unit="step", disable=options.quiet, dynamic_ncols=True) as bar:
+    with _unwinding(), tqdm(unit="step", disable=options.quiet, dynamic_ncols=True) as bar:
 
         def advance(step: Step) -> None:
             bar.total = step.num_segments * step.num_steps
@@ -70,6 +76,25 @@ def _generate(options: argparse.Namespace) -> int:
             f"{summary.width}x{summary.height}, seed {summary.seed}\n"
         )
     return 0
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """Let SIGTERM end the program as Ctrl-C does, through every `with`; else files stay behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread is told of signals
+        return
+    before = signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would stop the tidying up
+    sys.stderr.write("\nmultitalk: asked to end; no video was written\n")
+    raise SystemExit(_TERMINATED)
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -127,10 +127,19 @@ def test_generate_infinitetalk_with_all_guidance_runs(
     assert len(play(tmp_path / "out.mp4").frames) == 13
 
 
-def test_generate_interrupted_leaves_nothing_and_exits_130(
-    tmp_path: Path, tiny: TinySet, repository: Path, portrait: Path
-) -> None:
-    """Ctrl-C in the middle of sampling, after some frames are in the file."""
+@pytest.mark.parametrize(
+    ("sent", "code", "message"),
+    [
+        (signal.SIGINT, 130, "interrupted; no video was written"),
+        (signal.SIGTERM, 143, "asked to end; no video was written"),
+    ],
+    ids=["ctrl_c", "sigterm"],
+)
+def test_generate_stopped_leaves_nothing_and_says_so(
+    tmp_path: Path, tiny: TinySet, repository: Path, portrait: Path,
+    sent: signal.Signals, code: int, message: str,
+) -> None:  # fmt: skip
+    """Ctrl-C, or a container's end, in the middle of sampling, with frames in the file."""
     package = tmp_path / "package"
     package.mkdir()
     (package / "comfyui_multitalk").symlink_to(repository)
@@ -138,7 +147,7 @@ def test_generate_interrupted_leaves_nothing_and_exits_130(
     videos.mkdir()
     older = videos / "out.mp4"
     older.write_bytes(b"older")
-    voice = write_voice(tmp_path / "voice.wav", tone(60))
+    voice = write_voice(tmp_path / "voice.wav", tone(20))
     line = arguments(tiny, image=portrait, audio=voice, output=older)
     line.remove("--quiet")
     with subprocess.Popen(
@@ -156,12 +165,12 @@ def test_generate_interrupted_leaves_nothing_and_exits_130(
             while "segment 3/" not in said and time.monotonic() < deadline:
                 said += process.stderr.read(1)
             assert len(list(videos.iterdir())) == 2
-            process.send_signal(signal.SIGINT)
+            process.send_signal(sent)
             _, rest = process.communicate(timeout=60)
         finally:
             process.kill()
-    assert process.returncode == 130
-    assert "interrupted; no video was written" in rest
+    assert process.returncode == code
+    assert message in rest
     assert "Traceback" not in rest
     assert list(videos.iterdir()) == [older]
     assert older.read_bytes() == b"older"
