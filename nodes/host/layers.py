@@ -2,7 +2,7 @@
 
 ComfyUI streams what is a Parameter of a module with `comfy_cast_weights`, so the bytes stand in
 uint8 Parameters and arrive through `cast_bias_weight`. LoRA acts on the decoded weight: by
-`dense_functions` where the weight is packed, by ComfyUI's own ways where it is plain.
+`loras` where the weight is packed, by ComfyUI's own ways where it is plain.
 """
 
 from __future__ import annotations
@@ -18,14 +18,19 @@ from torch.nn import functional
 
 from ...wan_gguf_loader.dequant import dequantize
 from ...wan_gguf_loader.ops import GGUFLinear
+from .lora import LayerLora
 
 
 class HostLinear(GGUFLinear):
     """A `GGUFLinear` as ComfyUI's loaders and patchers expect a layer.
 
+    What acts on the decoded weight `(out, in)` of a packed layer does so in float32, before the
+    weight is rounded, in this order:
+
     Attributes:
-        dense_functions: What is done to the decoded weight `(out, in)` of a packed layer, in
-            float32, before it is rounded.
+        loras: LoRAs of the MODEL.
+        hooked: LoRAs of the conditioning that is run now.
+        dense_functions: Weight wrappers of other nodes.
     """
 
     comfy_cast_weights = True
@@ -34,6 +39,8 @@ class HostLinear(GGUFLinear):
         super().__init__(*args, **kwargs)
         self.weight_function: list[Callable[[Tensor], Tensor]] = []
         self.bias_function: list[Callable[[Tensor], Tensor]] = []
+        self.loras: list[LayerLora] = []
+        self.hooked: list[LayerLora] = []
         self.dense_functions: list[Callable[[Tensor], Tensor]] = []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,7 +52,7 @@ class HostLinear(GGUFLinear):
             bias_dtype=x.dtype,
             offloadable=True,
         )
-        dense = self._decode(weight, x.dtype) if self.is_packed else weight
+        dense = self._decode(weight, x) if self.is_packed else weight
         result = functional.linear(x, dense, bias)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return result
@@ -54,13 +61,25 @@ class HostLinear(GGUFLinear):
         """Read the weight as `other` reads its own; the tensors are given apart."""
         self._packed_type = other._packed_type
 
-    def _decode(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
-        decoded_dtype = torch.float32 if self.dense_functions else dtype
-        shape = (self.out_features, self.in_features)
-        dense = dequantize(stored, self.weight_type, shape, dtype=decoded_dtype)
-        for change in self.dense_functions:
-            dense = change(dense)
-        return dense.to(dtype)
+    def _decode(self, stored: Tensor, x: Tensor) -> Tensor:
+        loras = (*self.loras, *self.hooked)
+        changed = bool(loras or self.dense_functions)
+        dense = dequantize(
+            stored,
+            self.weight_type,
+            (self.out_features, self.in_features),
+            dtype=torch.float32 if changed else x.dtype,
+        )
+        for lora in loras:
+            dense = lora.change(dense, keep=self._stays_on(x.device))
+        for function in self.dense_functions:
+            dense = function(dense)
+        return dense.to(x.dtype)
+
+    def _stays_on(self, device: torch.device) -> bool:
+        """Tell whether the weight just used remains on the device until the next use."""
+        # `_v_signature` is set by ComfyUI's dynamic memory while the weight has its place there.
+        return self.weight.device == device or getattr(self, "_v_signature", None) is not None
 
 
 @dataclass(frozen=True)

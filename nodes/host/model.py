@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import comfy.context_windows
 import comfy.model_base
 import comfy.model_management
 import comfy.supported_models
@@ -20,7 +21,7 @@ from ...wan_gguf_loader.files import WeightsFile, open_weights
 from ...wan_gguf_loader.load import load_weights
 from .dit import HostMultiTalk
 from .layers import HostLinear, adopt
-from .patcher import make_patcher, move_to_model, resting_tensor
+from .patcher import Resting, make_patcher, move_to_model, resting
 
 _NET = "diffusion_model"
 
@@ -43,6 +44,27 @@ class MultiTalkWAN(comfy.model_base.WAN21):
             unet_model=lambda **_: net,
         )
         self.image_to_video = True
+
+    def resize_cond_for_context_window(
+        self, cond_key: str, cond_value: Any, window: Any, x_in: Any, device: Any, **options: Any
+    ) -> Any:
+        """Cut the audio tokens to a context window; the rest ComfyUI cuts as for any Wan."""
+        if cond_key == "audio":
+            cut = comfy.context_windows.slice_cond(cond_value, window, x_in, device, temporal_dim=1)
+            return cut or cond_value
+        if cond_key == "token_masks":
+            return cond_value
+        return super().resize_cond_for_context_window(
+            cond_key, cond_value, window, x_in, device, **options
+        )
+
+    def twin(self, tensors: Resting) -> MultiTalkWAN:
+        """Make a second model around the same tensors, which `tensors` gives."""
+        mine = self.diffusion_model
+        net = HostMultiTalk(mine.config, dtype=mine.dtype, adapter=mine.adapter)
+        adopt(net)
+        _share(net, mine, tensors)
+        return MultiTalkWAN(net)
 
 
 def load_base(path: Path) -> Any:
@@ -94,7 +116,7 @@ def load_adapter(model: Any, path: Path) -> Any:
         net = HostMultiTalk(config, dtype=base.dtype, adapter=path.name)
         _load_audio_branch(net, file, base=base)
     adopt(net)
-    _share(net, model)
+    _share(net, base, resting(model.model, model.backup))
     return move_to_model(model, MultiTalkWAN(net))
 
 
@@ -138,14 +160,12 @@ def _load_audio_branch(net: HostMultiTalk, file: WeightsFile, *, base: HostMulti
     load_weights(branch, [file], dtype=net.dtype)
 
 
-def _share(net: HostMultiTalk, model: Any) -> None:
-    """Give `net` the base's tensors: the same memory, Parameters of its own."""
-    base = transformer_of(model)
-    for path, source in base.named_modules():
+def _share(net: HostMultiTalk, source: HostMultiTalk, tensors: Resting) -> None:
+    """Give `net` another transformer's tensors: the same memory, Parameters of its own."""
+    for path, theirs in source.named_modules():
         target = net.get_submodule(path)
-        for leaf, _ in source.named_parameters(recurse=False):
-            name = ".".join(part for part in (_NET, path, leaf) if part)
-            tensor = resting_tensor(model, name)
+        for leaf, _ in theirs.named_parameters(recurse=False):
+            tensor = tensors(".".join(part for part in (_NET, path, leaf) if part))
             target.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
-        if isinstance(source, HostLinear) and isinstance(target, HostLinear):
-            target.take_type(source)
+        if isinstance(theirs, HostLinear) and isinstance(target, HostLinear):
+            target.take_type(theirs)

@@ -1,9 +1,9 @@
 """A ModelPatcher that applies LoRA to packed weights without touching their bytes.
 
-ComfyUI's own patcher decodes nothing: it would add a LoRA to the bytes. Ours hands packed layers a
-function that acts on the decoded weight, in all of ComfyUI's ways of loading (whole, low VRAM,
-dynamic). It also keeps the weights in main memory where they are when a copy goes to the GPU:
-unloading costs nothing, and models may share them.
+ComfyUI's own patcher decodes nothing: it would add a LoRA to the bytes. Ours hands packed layers
+what acts on the decoded weight, in all of ComfyUI's ways of loading (whole, low VRAM, dynamic) and
+for LoRAs of the MODEL and of a conditioning. It also keeps the weights in main memory where they
+are when a copy goes to the GPU: unloading costs nothing, and models may share them.
 """
 
 from __future__ import annotations
@@ -11,28 +11,45 @@ from __future__ import annotations
 import collections
 import functools
 import uuid
+from collections.abc import Callable
 from typing import Any
 
+import comfy.hooks
 import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
 import torch
 from torch import nn
 
+from ...multitalk_core.errors import InputError
 from .layers import HostLinear
+from .lora import LayerLora, num_bytes
+
+Resting = Callable[[str], torch.Tensor]
+"""Gives a parameter as it is in main memory, unpatched, whether its model is loaded or not."""
 
 _DYNAMIC = "weight_lowvram_function"  # where the dynamic patcher puts a LoRA
 _Kept = collections.namedtuple("_Kept", ["weight", "inplace_update"])
 
 
-def make_patcher(model: nn.Module) -> Any:
-    """Wrap a model on the CPU for ComfyUI's memory management of diffusion models."""
+def make_patcher(model: nn.Module, *, disable_dynamic: bool = False) -> Any:
+    """Wrap a model on the CPU for ComfyUI's memory management of diffusion models.
+
+    Args:
+        model: With a method `twin`, which makes another around the same tensors.
+        disable_dynamic: Whether to keep to the management without dynamic VRAM.
+    """
     load_device = comfy.model_management.get_torch_device()
-    # Looked up at call time: with a GPU, ComfyUI swaps the class for its dynamic one.
-    base = comfy.model_patcher.CoreModelPatcher
-    if comfy.model_management.is_device_cpu(load_device):
-        base = comfy.model_patcher.ModelPatcher  # the dynamic class would put itself aside there
-    return _patcher_class(base)(model, load_device=load_device, offload_device=torch.device("cpu"))
+    base = comfy.model_patcher.ModelPatcher
+    # The dynamic class would put itself aside on the CPU.
+    if not disable_dynamic and not comfy.model_management.is_device_cpu(load_device):
+        # Looked up at call time: with a GPU, ComfyUI swaps the class for its dynamic one.
+        base = comfy.model_patcher.CoreModelPatcher
+    patcher = _patcher_class(base)(
+        model, load_device=load_device, offload_device=torch.device("cpu")
+    )
+    _remember_twin(patcher)
+    return patcher
 
 
 def move_to_model(patcher: Any, model: nn.Module) -> Any:
@@ -42,20 +59,42 @@ def move_to_model(patcher: Any, model: nn.Module) -> Any:
     """
     clone = patcher.clone(model_override=(model, ({}, {}, {}, set())))
     clone.size = 0  # to be measured anew
-    clone.parent = (
-        None  # a parent takes the clone's place when it is gone; this one is another model
-    )
+    # A parent takes the clone's place when it is gone; this one is another model.
+    clone.parent = None
     clone.clone_base_uuid = uuid.uuid4()
+    _remember_twin(clone)
     return clone
 
 
-def resting_tensor(patcher: Any, name: str) -> torch.Tensor:
-    """Give a parameter as it is in main memory, unpatched, whether the model is loaded or not."""
-    kept = patcher.backup.get(name)
-    tensor: torch.Tensor = (
-        comfy.utils.get_attr(patcher.model, name) if kept is None else kept.weight
-    )
-    return tensor.data.to(patcher.offload_device)
+def resting(model: nn.Module, backup: dict[str, Any]) -> Resting:
+    """Give access to a model's parameters at rest.
+
+    Args:
+        model: The model.
+        backup: Of its patcher: what ComfyUI puts back when it unloads the model.
+    """
+
+    def tensor(name: str) -> torch.Tensor:
+        kept = backup.get(name)
+        weight: torch.Tensor = comfy.utils.get_attr(model, name) if kept is None else kept.weight
+        return weight.data.to("cpu")
+
+    return tensor
+
+
+def _remember_twin(patcher: Any) -> None:
+    """Tell ComfyUI how to make a second model: for compiling, hooks and more than one GPU."""
+    patcher.cached_patcher_init = (_make_twin, (patcher.model, patcher.backup))
+
+
+def _make_twin(model: Any, backup: dict[str, Any], *, disable_dynamic: bool = False) -> Any:
+    twin = model.twin(resting(model, backup))
+    return make_patcher(twin, disable_dynamic=disable_dynamic)
+
+
+def _is_model(patch: Any) -> bool:
+    """Tell whether a patch is the weight of another model, which the difference is taken to."""
+    return isinstance(patch, tuple) and isinstance(patch[0], str) and patch[0] == "model_as_lora"
 
 
 @functools.cache
@@ -67,9 +106,26 @@ class _PackedWeights:
     """The overrides; mixed into whichever patcher class ComfyUI uses."""
 
     model: nn.Module
+    size: int
     patches: dict[str, Any]
     backup: dict[str, Any]
     weight_wrapper_patches: dict[str, Any]
+    cached_hook_patches: dict[Any, dict[str, Any]]
+    hook_mode: Any
+    is_dynamic: Callable[[], bool]
+
+    def clone(self, *args: Any, **kwargs: Any) -> Any:
+        """Clone as ComfyUI does, which gives a patcher of its own where dynamic VRAM is off."""
+        clone: Any = super().clone(*args, **kwargs)  # type: ignore[misc]
+        if not isinstance(clone, _PackedWeights):
+            clone.__class__ = _patcher_class(clone.__class__)
+        clone.size = self.size
+        return clone
+
+    def model_size(self) -> int:
+        """Give the bytes of the model with the LoRA factors that stand beside packed weights."""
+        size: int = super().model_size()  # type: ignore[misc]
+        return size + sum(self._lora_bytes(name) for name, _ in self._packed_layers())
 
     def patch_weight_to_device(
         self,
@@ -80,8 +136,7 @@ class _PackedWeights:
         force_cast: bool = False,
     ) -> Any:
         """Load one weight: a plain one patched as ComfyUI does, a packed one as it is."""
-        packed = self._is_packed(key)
-        if key in self.patches and not packed:
+        if key in self.patches and self._packed(key) is None:
             return super().patch_weight_to_device(  # type: ignore[misc]
                 key, device_to, inplace_update, return_weight, force_cast
             )
@@ -94,42 +149,125 @@ class _PackedWeights:
         return None
 
     def load(self, device_to: torch.device | None = None, *args: Any, **kwargs: Any) -> None:
-        """Load as ComfyUI does, then give packed layers their LoRA functions."""
+        """Load as ComfyUI does, then what it may leave out, and give packed layers their LoRAs."""
         super().load(device_to, *args, **kwargs)  # type: ignore[misc]
-        self._bind_functions()
-        self._move_loose_parameters(device_to)
+        self._load_unstreamed(device_to)
+        self._bind()
 
     def partially_unload(self, *args: Any, **kwargs: Any) -> Any:
-        """Free device memory as ComfyUI does; what was unloaded keeps its LoRA functions."""
+        """Free device memory as ComfyUI does; what was unloaded keeps its LoRAs."""
         freed = super().partially_unload(*args, **kwargs)  # type: ignore[misc]
-        self._bind_functions()
+        self._bind()
         return freed
 
     def unpatch_model(
         self, device_to: torch.device | None = None, unpatch_weights: bool = True
     ) -> None:
-        """Restore the model; packed layers lose their LoRA functions with the other patches."""
+        """Restore the model; packed layers lose their LoRAs with the other patches."""
         super().unpatch_model(device_to, unpatch_weights)  # type: ignore[misc]
         if unpatch_weights:
             for _, layer in self._packed_layers():
-                layer.dense_functions = []
+                layer.loras, layer.dense_functions = [], []
 
-    def _bind_functions(self) -> None:
+    def patch_hook_weight_to_device(
+        self, hooks: Any, combined_patches: dict[str, Any], key: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Apply the LoRA hooks of a conditioning to one weight.
+
+        Raises:
+            InputError: If the hook is another model, which quantised weights cannot take.
+        """
+        layer = self._packed(key)
+        if layer is None or self.is_dynamic():
+            super().patch_hook_weight_to_device(  # type: ignore[misc]
+                hooks, combined_patches, key, *args, **kwargs
+            )
+        elif key in combined_patches:
+            if any(_is_model(patch) for _, patch, *_ in combined_patches[key]):
+                raise InputError(
+                    "Create Hook Model as LoRA cannot change a quantised MODEL. Load the base from "
+                    "safetensors, or give the difference as a LoRA with Create Hook LoRA."
+                )
+            layer.hooked = [LayerLora(key, combined_patches[key])]
+            if self.hook_mode == comfy.hooks.EnumHookMode.MaxSpeed:
+                self.cached_hook_patches.setdefault(hooks, {})[key] = layer.hooked
+
+    def patch_cached_hook_weights(
+        self, cached_weights: dict[str, Any], key: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Apply the LoRA hooks of a conditioning that was run before."""
+        layer = self._packed(key)
+        if layer is None:
+            super().patch_cached_hook_weights(  # type: ignore[misc]
+                cached_weights, key, *args, **kwargs
+            )
+        else:
+            layer.hooked = cached_weights[key]
+
+    def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
+        """Take the LoRA hooks away: from the weights named, or from all."""
+        super().unpatch_hooks(whitelist_keys_set)  # type: ignore[misc]
+        for name, layer in self._packed_layers():
+            if not whitelist_keys_set or f"{name}.weight" in whitelist_keys_set:
+                layer.hooked = []
+
+    def get_key_patches(self, filter_prefix: str | None = None) -> Any:
+        """Give the weights to another model.
+
+        Raises:
+            InputError: If a node asks for them to merge them, and they are quantised.
+        """
+        if filter_prefix is not None:
+            self._require_plain("merged into another", "Merge the files before they are quantised")
+        return super().get_key_patches(filter_prefix)  # type: ignore[misc]
+
+    def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
+        """Give the weights to be saved.
+
+        Raises:
+            InputError: If they are quantised.
+        """
+        self._require_plain("saved", "Its file is what would be saved; keep LoRAs as files")
+        return super().state_dict_for_saving(*args, **kwargs)  # type: ignore[misc]
+
+    def _load_list(self, *args: Any, **kwargs: Any) -> list[tuple[Any, ...]]:
+        """List the modules to load; a packed one takes the room of its LoRA factors too."""
+        entries = super()._load_list(*args, **kwargs)  # type: ignore[misc]
+        return [
+            (*order, size + self._lora_bytes(name), name, module, parameters)
+            for *order, size, name, module, parameters in entries
+        ]
+
+    def _load_unstreamed(self, device: torch.device | None) -> None:
+        """Load and patch what only linear layers' streaming leaves out: norms, modulation ..."""
+        for name, module in self.model.named_modules():
+            if hasattr(module, "comfy_cast_weights"):
+                continue
+            own = [f"{name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
+            for key in own:
+                # The dynamic patcher has moved some, and patched none.
+                if key not in self.backup or (self.is_dynamic() and key in self.patches):
+                    self.patch_weight_to_device(key, device)
+            if own:
+                module.comfy_patched_weights = True
+
+    def _bind(self) -> None:
         for name, layer in self._packed_layers():
             key = f"{name}.weight"
-            functions = list(self.weight_wrapper_patches.get(key, ()))
-            if key in self.patches:
-                functions.insert(0, comfy.model_patcher.LowVramPatch(key, self.patches))
-            layer.dense_functions = functions
+            layer.loras = [LayerLora(key, self.patches[key])] if key in self.patches else []
+            layer.dense_functions = list(self.weight_wrapper_patches.get(key, ()))
             layer.weight_function = []  # ComfyUI's, which would be given the bytes
             setattr(layer, _DYNAMIC, None)
 
-    def _move_loose_parameters(self, device: torch.device | None) -> None:
-        """Move parameters beside submodules (each block's modulation), which `load` may skip."""
-        for module in self.model.modules():
-            if any(True for _ in module.children()):
-                for parameter in module.parameters(recurse=False):
-                    parameter.data = parameter.data.to(device)
+    def _require_plain(self, done: str, advice: str) -> None:
+        if self._packed_layers():
+            raise InputError(f"A quantised MODEL cannot be {done}. {advice}.")
+
+    def _lora_bytes(self, name: str) -> int:
+        key = f"{name}.weight"
+        if key not in self.patches or self._packed(key) is None:
+            return 0
+        return num_bytes(self.patches[key])
 
     def _packed_layers(self) -> list[tuple[str, HostLinear]]:
         return [
@@ -138,7 +276,10 @@ class _PackedWeights:
             if isinstance(module, HostLinear) and module.is_packed
         ]
 
-    def _is_packed(self, key: str) -> bool:
+    def _packed(self, key: str) -> HostLinear | None:
+        """Give the packed layer whose weight has this key."""
         owner, _, leaf = key.rpartition(".")
         module = self.model.get_submodule(owner)
-        return leaf == "weight" and isinstance(module, HostLinear) and module.is_packed
+        if leaf == "weight" and isinstance(module, HostLinear) and module.is_packed:
+            return module
+        return None
