@@ -39,11 +39,25 @@ class Motion(NamedTuple):
     draws: bool
 
     def inject(self, latents: Tensor, *, timestep: float, generator: Generator) -> Tensor:
-        """Give `latents` `(1, 16, F, h, w)` with the first n replaced at a noise level."""
+        """Put the frames into `latents` `(1, 16, F, h, w)` with noise drawn anew, as upstream."""
+        noise = draw_noise(self.latents.shape, generator) if self.draws else None
+        return self.hold(latents, timestep=timestep, noise=noise)
+
+    def hold(self, latents: Tensor, *, timestep: float, noise: Tensor | None) -> Tensor:
+        """Put the frames into `latents` at a noise level.
+
+        Args:
+            latents: `(B, 16, F, h, w)`; the first n are replaced.
+            timestep: The noise level, 0 to 1000.
+            noise: What is added to the frames, `(1, 16, n, h, w)`; not needed for clean ones.
+
+        Returns:
+            The new latents; the given ones stay as they are.
+        """
         start = self.latents
-        if self.draws:
-            noise = draw_noise(self.latents.shape, generator).to(self.latents.device)
-            start = add_noise(self.latents, noise, timestep=0.0 if self.clean else timestep)
+        if noise is not None and not self.clean:
+            start = add_noise(start, noise.to(start.device), timestep=timestep)
+        start = start.expand(latents.shape[0], -1, -1, -1, -1)
         return torch.cat([start, latents[:, :, start.shape[2] :]], dim=2)
 
 

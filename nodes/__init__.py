@@ -5,9 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .audio import MultiTalkAudioEmbeds
+from .guider import MultiTalkGuider
 from .loaders import LoadAdapter, LoadCLIPVision, LoadUMT5, LoadWan, LoadWav2Vec2
 from .preview import PreviewSpeakers, PreviewStrip
 from .sampler import MultiTalkSampler
+from .sigmas import MultiTalkSigmas
 from .speakers import MultiTalkSpeaker
 
 
@@ -26,5 +28,7 @@ class MultiTalkExtension(ComfyExtension):
             MultiTalkAudioEmbeds,
             PreviewSpeakers,
             MultiTalkSampler,
+            MultiTalkGuider,
+            MultiTalkSigmas,
             PreviewStrip,
         ]

@@ -17,7 +17,9 @@ from ..multitalk_core.geometry import Size, aspect_size, bucket_size
 from ..multitalk_core.image import to_photo
 from ..multitalk_core.masks import speaker_masks
 from ..multitalk_core.pipeline import generate
-from .host.session import Session
+from .host.sampling import EULER, SAMPLERS, SCHEDULERS, UPSTREAM, SegmentSolver
+from .host.session import Session, check_features
+from .settings import guidance_inputs, schedule_inputs
 from .sockets import AudioEmbeds, SpokenAudio
 
 SizeChoice = Literal["480p", "720p", "longest side"]
@@ -42,10 +44,17 @@ class MultiTalkSampler(io.ComfyNode):
                 "guidance 2."
             ),
             search_aliases=["multitalk", "infinitetalk", "talking head", "lip sync"],
-            inputs=[*_sockets(), *_look(), *_method(), *_guidance()],
+            inputs=[
+                *_sockets(),
+                *_look(),
+                *_method(),
+                *schedule_inputs(),
+                *guidance_inputs(),
+                *_steps(),
+            ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="The pictures, 25 a second."),
-                io.Audio.Output(display_name="audio", tooltip="The sound, as long as they."),
+                io.Audio.Output(display_name="audio", tooltip="The sound, as long as the frames."),
                 io.Video.Output(display_name="video", tooltip="Both, for Save Video."),
             ],
         )
@@ -64,36 +73,47 @@ class MultiTalkSampler(io.ComfyNode):
         longest_side: int,
         apg: bool,
         negative: list[Any] | None = None,
+        sampler_name: str = EULER,
+        scheduler: str = UPSTREAM,
         **settings: Any,
     ) -> io.NodeOutput:
         config = SamplingConfig(**settings, apg=ApgConfig() if apg else None)
         session = Session(model, vae=vae, clip_vision=clip_vision)
-        session.check_features(audio_embeds.speech, encoder=audio_embeds.encoder)
+        check_features(session.transformer, audio_embeds.speech, encoder=audio_embeds.encoder)
         photo = to_photo(image)
         shape = Size(*photo.shape[:2])
         video_size = _video_size(shape, choice=size, longest_side=longest_side)
         speech = audio_embeds.speech
         text_len = session.transformer.config.text_len
-        with session.open(num_frames=config.segment_frames, size=video_size):
-            segments = generate(
-                session.transformer,
-                session.vae,
-                session.image_encoder,
-                photo=photo,
-                speech=speech,
-                masks=_masks(audio_embeds, photo=shape),
-                text=_tokens(positive, "positive", limit=text_len),
-                negative_text=None
-                if negative is None
-                else _tokens(negative, "negative", limit=text_len),
-                size=video_size,
-                config=config,
-                generator=torch.Generator().manual_seed(seed),
-                device=session.device,
-                dtype=session.dtype,
-                on_step=session.reporter(),
-            )
-            frames = _collect(segments, num_frames=speech.num_frames, size=video_size)
+        text = _tokens(positive, "positive", limit=text_len)
+        negative_text = None if negative is None else _tokens(negative, "negative", limit=text_len)
+        solver = SegmentSolver(
+            model,
+            positive=positive[0][1],
+            negative={} if negative is None else negative[0][1],
+            sampler_name=sampler_name,
+            scheduler=scheduler,
+            shift=config.shift,
+            seed=seed,
+        )
+        segments = generate(
+            session.transformer,
+            session.vae,
+            session.image_encoder,
+            photo=photo,
+            speech=speech,
+            masks=masks_in_photo(audio_embeds, photo=shape),
+            text=text,
+            negative_text=negative_text,
+            size=video_size,
+            config=config,
+            generator=torch.Generator().manual_seed(seed),
+            device=session.device,
+            dtype=session.dtype,
+            on_step=session.reporter(),
+            solver=solver,
+        )
+        frames = _collect(segments, num_frames=speech.num_frames, size=video_size)
         return _outputs(frames, audio_embeds)
 
 
@@ -187,51 +207,27 @@ def _method() -> list[io.Input]:
     ]
 
 
-def _guidance() -> list[io.Input]:
+def _steps() -> list[io.Input]:
     return [
-        io.Int.Input(
-            "steps",
-            default=_UPSTREAM.steps,
-            min=1,
-            max=1000,
-            tooltip="Sampling steps of each segment: 40, or 4 to 8 with a distilled LoRA.",
+        io.Combo.Input(
+            "sampler_name",
+            options=list(SAMPLERS),
+            default=EULER,
+            optional=True,
+            tooltip=(
+                "How steps are taken: euler as upstream, or one of ComfyUI's. With a distilled "
+                "LoRA: euler or lcm."
+            ),
         ),
-        io.Float.Input(
-            "shift",
-            default=_UPSTREAM.shift,
-            min=0.01,
-            max=100.0,
-            step=0.01,
-            tooltip="Shift of the noise schedule: 7 at 480p, 11 at 720p, 2 with a distilled LoRA.",
-        ),
-        io.Float.Input(
-            "text_guidance",
-            default=_UPSTREAM.text_guidance,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip="Scale of the text guidance. 1 leaves it out and saves a pass of three.",
-        ),
-        io.Float.Input(
-            "audio_guidance",
-            default=_UPSTREAM.audio_guidance,
-            min=0.0,
-            max=100.0,
-            step=0.1,
-            tooltip="Scale of the audio guidance; more moves the lips more. 1 leaves it out.",
-        ),
-        io.Float.Input(
-            "audio_strength",
-            default=_UPSTREAM.audio_strength,
-            min=0.0,
-            max=10.0,
-            step=0.05,
-            tooltip="Multiplier of what the voices add to the picture; 0 is the base model.",
-        ),
-        io.Boolean.Input(
-            "apg",
-            default=False,
-            tooltip="Adaptive projected guidance: less saturation at high guidance.",
+        io.Combo.Input(
+            "scheduler",
+            options=list(SCHEDULERS),
+            default=UPSTREAM,
+            optional=True,
+            tooltip=(
+                "Which noise levels the steps visit: multitalk as upstream, or one of ComfyUI's. "
+                "All follow the shift, but for linear_quadratic."
+            ),
         ),
     ]
 
@@ -242,7 +238,8 @@ def _video_size(photo: Size, *, choice: SizeChoice, longest_side: int) -> Size:
     return bucket_size(photo, resolution=choice)
 
 
-def _masks(spoken: SpokenAudio, *, photo: Size) -> Tensor | None:
+def masks_in_photo(spoken: SpokenAudio, *, photo: Size) -> Tensor | None:
+    """Give the speakers' masks `(S + 1, H0, W0)`; a single speaker is everywhere."""
     if len(spoken.regions) > 1:
         return speaker_masks(spoken.regions, photo=photo)
     if spoken.regions[0] is not None:

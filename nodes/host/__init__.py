@@ -8,5 +8,7 @@ model     MODEL: base files and adapters
 text      CLIP: the UMT5 text encoder
 vision    CLIP_VISION: the picture encoder
 speech    MTK_WAV2VEC2: the voice encoder
-session   what sampling borrows: VAE, picture encoder, device memory, progress
+session   what sampling borrows: VAE, picture encoder, progress
+guider    GUIDER: guidance by text and by audio over ComfyUI's calls of the model
+sampling  SAMPLER and SIGMAS: ComfyUI's for our segments, upstream's for ComfyUI
 """

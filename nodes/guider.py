@@ -1,0 +1,120 @@
+"""MultiTalk Guider: text and audio guidance of one segment, for ComfyUI's own samplers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..multitalk_core.config import ApgConfig, SamplingConfig
+from ..multitalk_core.errors import InputError
+from ..multitalk_core.geometry import Size
+from ..multitalk_core.masks import fit_masks, to_tokens
+from ..multitalk_core.pipeline import Speech
+from ..multitalk_core.segments import Segment
+from .host.guider import SegmentGuider, SegmentVoices
+from .host.session import check_features, talking_transformer
+from .sampler import masks_in_photo
+from .settings import guidance_inputs
+from .sockets import AudioEmbeds, SpokenAudio
+
+
+class MultiTalkGuider(io.ComfyNode):
+    """MultiTalk Guider."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MTK_Guider",
+            display_name="MultiTalk Guider",
+            category="MultiTalk",
+            description=(
+                "Samples one segment with ComfyUI's own nodes: connect it to "
+                "SamplerCustomAdvanced, with the conditioning and the latent of WanImageToVideo. "
+                "For whole videos take the MultiTalk Sampler."
+            ),
+            search_aliases=["multitalk", "infinitetalk", "audio guidance", "cfg guider"],
+            inputs=[
+                io.Model.Input("model", tooltip="From Load MultiTalk Adapter, with any patches."),
+                io.Conditioning.Input(
+                    "positive", tooltip="What is to be seen, from WanImageToVideo."
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="What is not; needed unless the text guidance is 1.",
+                ),
+                AudioEmbeds.Input("audio_embeds", tooltip="From MultiTalk Audio Embeds."),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip=(
+                        "The photo; needed for two speakers, whose boxes and masks lie in its "
+                        "pixels."
+                    ),
+                ),
+                io.Int.Input(
+                    "start_frame",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    tooltip=(
+                        "Which video frame the segment begins with, 25 a second; the latent says "
+                        "how many frames it has."
+                    ),
+                ),
+                *guidance_inputs(),
+            ],
+            outputs=[io.Guider.Output(display_name="guider")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: list[Any],
+        audio_embeds: SpokenAudio,
+        start_frame: int,
+        apg: bool,
+        negative: list[Any] | None = None,
+        image: Tensor | None = None,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        speech = audio_embeds.speech
+        check_features(talking_transformer(model), speech, encoder=audio_embeds.encoder)
+        _check_start(start_frame, speech)
+        masks = _masks(audio_embeds, image)
+        guider = SegmentGuider(
+            model,
+            voices=SegmentVoices(
+                windows=lambda num_frames: speech.windows(_segment(start_frame, num_frames)),
+                token_masks=lambda size: (
+                    None if masks is None else to_tokens(fit_masks(masks, size=size))
+                ),
+            ),
+            config=SamplingConfig(**settings, apg=ApgConfig() if apg else None),
+        )
+        guider.set_conds(positive, negative)
+        return io.NodeOutput(guider)
+
+
+def _check_start(start_frame: int, speech: Speech) -> None:
+    if start_frame >= speech.num_frames:
+        raise InputError(
+            f"`start_frame` is {start_frame}, but the sound has {speech.num_frames} frames. "
+            "Lower it, or give a longer voice."
+        )
+
+
+def _masks(spoken: SpokenAudio, image: Tensor | None) -> Tensor | None:
+    if image is None and len(spoken.regions) > 1:
+        raise InputError(
+            "Two speakers need `image`: their boxes and masks lie in the photo's pixels. Connect "
+            "the photo that WanImageToVideo has."
+        )
+    return None if image is None else masks_in_photo(spoken, photo=Size(*image.shape[1:3]))
+
+
+def _segment(start: int, num_frames: int) -> Segment:
+    return Segment(start, start + num_frames, known_frames=1, keep=slice(None))

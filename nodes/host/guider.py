@@ -1,0 +1,189 @@
+"""GUIDER: upstream's guidance by text and by audio over ComfyUI's own calls of the model.
+
+The passes of a step are conditionings to ComfyUI, which batches them as memory allows and applies
+hooks, patches and context windows. Formulas are core's. Departure from `CFGGuider`: a patch that
+replaces the formula of the guidance has no place here, for there are two scales.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.conds
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ...multitalk_core.conditioning import Motion
+from ...multitalk_core.config import SamplingConfig
+from ...multitalk_core.errors import InputError
+from ...multitalk_core.geometry import FRAME_STRIDE, TOKEN_PIXELS, Size
+from ...multitalk_core.guidance import Guidance
+from ...multitalk_core.sampler import silent
+from ...multitalk_core.schedule import NUM_TIMESTEPS
+
+_NAMES = ("positive", "negative", "unconditional")
+"""ComfyUI's names of the passes; some patches look for the first two."""
+
+_LATENT_CHANNELS = 16
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentVoices:
+    """What one segment hears, asked for when its size is known.
+
+    Attributes:
+        windows: From the number of video frames to audio features, `(S, T, 5, L, C)`.
+        token_masks: From the video's size in pixels to where each speaker is on the token grid,
+            `(S + 1, N)`; `None` for a single speaker.
+    """
+
+    windows: Callable[[int], Tensor]
+    token_masks: Callable[[Size], Tensor | None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Held:
+    """Motion latents that stand in the latents whenever the model is called.
+
+    Attributes:
+        motion: The frames taken over from the segment before.
+        noise: Of the whole segment, `(1, 16, F, h, w)`. One noise at all levels, as ComfyUI's own
+            inpainting has it: samplers of higher order need a model that does not jump.
+    """
+
+    motion: Motion
+    noise: Tensor
+
+    def put(self, latents: Tensor, *, sigma: float) -> Tensor:
+        """Give `latents` with the frames in place at noise level `sigma`, 0 to 1."""
+        noise = self.noise[:, :, : self.motion.latents.shape[2]]
+        return self.motion.hold(latents, timestep=sigma * NUM_TIMESTEPS, noise=noise)
+
+
+class SegmentGuider(comfy.samplers.CFGGuider):
+    """The guidance of one segment, for ComfyUI's samplers.
+
+    Attributes:
+        cfg: The text guidance; ComfyUI's callbacks read it.
+    """
+
+    def __init__(
+        self, model: Any, *, voices: SegmentVoices, config: SamplingConfig, held: Held | None = None
+    ) -> None:
+        """Plan the passes.
+
+        Args:
+            model: A MODEL of ours that can hear.
+            voices: What is said.
+            config: Scales, strength and APG; the rest is the sampler's.
+            held: Frames that stand at every call of the model.
+        """
+        super().__init__(model)
+        self._voices = voices
+        self._config = config
+        self._held = held
+        self._guidance = [Guidance(config)]
+        self._passes = dict(zip(_NAMES, self._guidance[0].passes, strict=False))
+        self.set_cfg(config.text_guidance)
+
+    def set_conds(self, positive: list[Any], negative: list[Any] | None) -> None:
+        """Give the prompts, with what WanImageToVideo tells about the picture.
+
+        Raises:
+            InputError: If the text guidance needs a negative prompt and there is none.
+        """
+        prompts = {name: positive if one.prompt else negative for name, one in self._passes.items()}
+        if None in prompts.values():
+            raise InputError(
+                f"A text guidance of {self._config.text_guidance} needs a negative prompt. Connect "
+                "`negative` (it may be empty), or set the text guidance to 1."
+            )
+        self.inner_set_conds(prompts)
+
+    def inner_sample(self, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Sample as ComfyUI does; the model is loaded by now, so it can hear the voices."""
+        if noise.ndim != 5 or noise.shape[1] != _LATENT_CHANNELS:
+            raise InputError(
+                f"The latent has the shape {tuple(noise.shape)}; a video latent (1, 16, frames, "
+                "height, width) is needed. Connect the latent of WanImageToVideo."
+            )
+        if "sampler_cfg_function" in self.model_options:
+            _log.warning(
+                "A patch of the model replaces the guidance formula (as RescaleCFG does); it has "
+                "no effect, for MultiTalk guides by text and by audio."
+            )
+        self._guidance = [Guidance(self._config) for _ in range(noise.shape[0])]
+        self._tell_voices(noise)
+        samples: Tensor = super().inner_sample(noise, *args, **kwargs)
+        return samples
+
+    def predict_noise(
+        self, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None
+    ) -> Tensor:
+        """Give the guided clean latents at noise level `timestep` `(B,)`, 0 to 1."""
+        if self._held is not None:
+            x = self._held.put(x, sigma=float(timestep[0]))
+        conds = [self.conds[name] for name in self._passes]
+        known = {"model": self.inner_model, "sigma": timestep, "model_options": model_options}
+        call = model_options.get("sampler_calc_cond_batch_function")
+        if call is None:
+            clean = comfy.samplers.calc_cond_batch(
+                self.inner_model, conds, x, timestep, model_options
+            )
+        else:
+            clean = call({"conds": conds, "input": x, **known})
+        known |= {"cond_scale": self.cfg, "timestep": timestep, "input": x}
+        for change in model_options.get("sampler_pre_cfg_function", ()):
+            clean = change({"conds": conds, "conds_out": clean, **known})
+        guided = self._combine(x, clean, timestep)
+        for change in model_options.get("sampler_post_cfg_function", ()):
+            guided = change(
+                {
+                    "denoised": guided,
+                    "cond": conds[0],
+                    "uncond": conds[-1],
+                    "cond_denoised": clean[0],
+                    "uncond_denoised": clean[-1],
+                    **known,
+                }
+            )
+        return guided if self._held is None else self._held.put(guided, sigma=0.0)
+
+    def _tell_voices(self, noise: Tensor) -> None:
+        """Put the voices into the passes' conditionings."""
+        frames, height, width = noise.shape[2:]
+        net = self.inner_model.diffusion_model
+        windows = self._voices.windows((frames - 1) * FRAME_STRIDE + 1)
+        windows = windows.to(noise.device, self.inner_model.get_dtype_inference())
+        voiced, silence = net.project_audio(windows), net.project_audio(silent(windows))
+        shared = {"audio_strength": comfy.conds.CONDConstant(self._config.audio_strength)}
+        masks = self._voices.token_masks(_size(height, width))
+        if masks is not None:
+            shared["token_masks"] = comfy.conds.CONDConstant(masks.to(noise.device))
+        for name, which in self._passes.items():
+            audio = comfy.conds.CONDRegular(voiced if which.voice else silence)
+            for cond in self.conds[name]:
+                cond["model_conds"] = {**cond["model_conds"], **shared, "audio": audio}
+
+    def _combine(self, x: Tensor, clean: list[Tensor], timestep: Tensor) -> Tensor:
+        """Guide: the plain formula holds for clean latents as for velocities; APG's does not."""
+        if self._config.apg is None:
+            return self._guidance[0].combine(clean)
+        sigma = timestep.view(-1, 1, 1, 1, 1)
+        velocities = [((x - one) / sigma).chunk(x.shape[0]) for one in clean]
+        guided = [
+            guidance.combine(passes)
+            for guidance, *passes in zip(self._guidance, *velocities, strict=True)
+        ]
+        return x - sigma * torch.cat(guided)
+
+
+def _size(height: int, width: int) -> Size:
+    """Give the video's size; the model fills odd latents up to whole tokens."""
+    return Size(*(-(-side // 2) * TOKEN_PIXELS for side in (height, width)))

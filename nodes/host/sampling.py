@@ -1,0 +1,264 @@
+"""How a segment is sampled in ComfyUI: its samplers, its schedulers, and upstream's own.
+
+All go through the guider, so what ComfyUI and other packs do to a MODEL reaches them. The frames
+taken over from the segment before are noised anew after each step of upstream's Euler, and stand
+in the latents at every call of the model with ComfyUI's samplers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.clip_vision
+import comfy.model_base
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Generator, Tensor
+
+from ...multitalk_core.conditioning import Motion
+from ...multitalk_core.config import SamplingConfig
+from ...multitalk_core.geometry import FRAME_STRIDE
+from ...multitalk_core.sampler import OnSolverStep, SegmentModel, euler, require_finite
+from ...multitalk_core.schedule import NUM_TIMESTEPS, timesteps
+from .guider import Held, SegmentGuider, SegmentVoices
+
+EULER = "euler"
+UPSTREAM = "multitalk"
+"""The scheduler's name for upstream's schedule."""
+
+SAMPLERS: tuple[str, ...] = (
+    EULER,
+    *(
+        name
+        for name in (
+            "euler_ancestral",
+            "heun",
+            "heunpp2",
+            "exp_heun_2_x0",
+            "exp_heun_2_x0_sde",
+            "dpm_2",
+            "dpm_2_ancestral",
+            "lms",
+            "dpmpp_2s_ancestral",
+            "dpmpp_sde",
+            "dpmpp_2m",
+            "dpmpp_2m_sde",
+            "dpmpp_2m_sde_heun",
+            "dpmpp_3m_sde",
+            "lcm",
+            "ipndm",
+            "deis",
+            "res_multistep",
+            "gradient_estimation",
+            "er_sde",
+            "seeds_2",
+            "seeds_3",
+            "sa_solver",
+            "sa_solver_pece",
+            "uni_pc",
+            "uni_pc_bh2",
+        )
+        if name in comfy.samplers.SAMPLER_NAMES
+    ),
+)
+"""Those that hold for flow models. Left out: `dpm_fast` and `dpm_adaptive` (steps of their own, and
+noise left at the end), `ddpm` and `res_multistep_ancestral` (add noise as diffusion models need
+it), `ipndm_v` (unstable where steps are uneven), `*_cfg_pp` (one guidance scale), `*_gpu` (the
+video depends on the device), `ddim` (Euler)."""
+
+SCHEDULERS: tuple[str, ...] = (
+    UPSTREAM,
+    *(
+        name
+        for name in ("simple", "sgm_uniform", "beta", "linear_quadratic")
+        if name in comfy.samplers.SCHEDULER_NAMES
+    ),
+)
+"""Left out: `karras`, `exponential` and `kl_optimal` (know only the noise levels of diffusion
+models, and no shift), `ddim_uniform` (does not begin at pure noise; other numbers of steps),
+`normal` (`sgm_uniform` with a level near 0, after which multi-step samplers overshoot)."""
+
+
+def upstream_sigmas(steps: int, *, shift: float) -> Tensor:
+    """Give upstream's schedule as SIGMAS: `steps + 1` falling noise levels from 1 to 0."""
+    return (
+        torch.tensor(timesteps(steps, shift=shift), dtype=torch.float64).div(NUM_TIMESTEPS).float()
+    )
+
+
+def with_shift(model: Any, shift: float) -> Any:
+    """Give a clone of a MODEL whose noise levels are shifted, as ModelSamplingSD3 does."""
+    clone = model.clone()
+    sampling = comfy.model_base.model_sampling(
+        model.model.model_config, comfy.model_base.ModelType.FLOW
+    )
+    sampling.set_parameters(shift=shift)
+    clone.add_object_patch("model_sampling", sampling)
+    return clone
+
+
+def schedule(model: Any, *, scheduler: str, sampler_name: str, config: SamplingConfig) -> Tensor:
+    """Give the SIGMAS of a segment, always new ones: `uni_pc` writes into its own.
+
+    Upstream's last level but one is near 0, a leap in which samplers that look back overshoot: on
+    a model of which all is known the result spreads 1.2 to 7 times too far with `dpmpp_2m`, its
+    kin, `res_multistep` and `uni_pc`. So all but Euler skip that level, as ComfyUI has it for some.
+
+    Args:
+        model: With the shift of `config`.
+        scheduler: One of `SCHEDULERS`.
+        sampler_name: One of `SAMPLERS`.
+        config: Steps and shift.
+    """
+    if scheduler == UPSTREAM:
+        skips = sampler_name != EULER
+    else:
+        skips = sampler_name in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
+    steps = config.steps + skips
+    if scheduler == UPSTREAM:
+        sigmas = upstream_sigmas(steps, shift=config.shift)
+    else:
+        sigmas = comfy.samplers.calculate_sigmas(
+            model.get_model_object("model_sampling"), scheduler, steps
+        )
+    return torch.cat([sigmas[:-2], sigmas[-1:]]) if skips else sigmas
+
+
+class SegmentSolver:
+    """Core's `Solver` by ComfyUI's means."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        positive: dict[str, Any],
+        negative: dict[str, Any],
+        sampler_name: str,
+        scheduler: str,
+        shift: float,
+        seed: int,
+    ) -> None:
+        """Prepare the MODEL.
+
+        Args:
+            model: A MODEL of ours that can hear.
+            positive: What the CONDITIONING of the prompt holds beside its tokens, such as hooks.
+            negative: Likewise.
+            sampler_name: One of `SAMPLERS`.
+            scheduler: One of `SCHEDULERS`.
+            shift: Of the noise levels.
+            seed: Of what SDE samplers draw; each segment draws anew.
+        """
+        self._model = with_shift(model, shift)
+        self._options = (positive, negative)
+        self._sampler_name = sampler_name
+        self._scheduler = scheduler
+        self._seed = seed
+
+    def __call__(
+        self,
+        noise: Tensor,
+        model: SegmentModel,
+        *,
+        config: SamplingConfig,
+        generator: Generator,
+        on_step: OnSolverStep,
+    ) -> Tensor:
+        """Sample a segment; see `Solver`."""
+        motion = model.condition.motion
+        own = self._sampler_name == EULER
+        guider = SegmentGuider(
+            self._model,
+            voices=SegmentVoices(
+                windows=lambda _: model.windows, token_masks=lambda _: model.token_masks
+            ),
+            config=config,
+            held=None if own or motion is None else Held(motion=motion, noise=noise),
+        )
+        positive, negative = self._options
+        guider.set_conds(
+            [[model.text, self._told(positive, model)]],
+            None
+            if model.negative_text is None
+            else [[model.negative_text, self._told(negative, model)]],
+        )
+        samples = guider.sample(
+            noise,
+            torch.zeros_like(noise),
+            UpstreamEuler(motion, generator)
+            if own
+            else comfy.samplers.sampler_object(self._sampler_name),
+            schedule(
+                self._model,
+                scheduler=self._scheduler,
+                sampler_name=self._sampler_name,
+                config=config,
+            ),
+            callback=_callback(on_step),
+            disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+            seed=(self._seed + model.index) % 2**63,
+        )
+        latents: Tensor = self._model.model.process_latent_in(samples.to(noise.device))
+        if motion is not None:
+            latents = motion.hold(latents, timestep=0.0, noise=None)
+        require_finite(latents, what="The latents")
+        return latents
+
+    def _told(self, options: dict[str, Any], model: SegmentModel) -> dict[str, Any]:
+        """Say what the model is told about the picture as WanImageToVideo does."""
+        condition = model.condition
+        seen = comfy.clip_vision.Output()
+        seen["penultimate_hidden_states"] = condition.image
+        return {
+            **options,
+            "concat_latent_image": self._model.model.process_latent_out(
+                condition.latents[:, FRAME_STRIDE:]
+            ),
+            "concat_mask": 1 - condition.latents[:, :FRAME_STRIDE],
+            "clip_vision_output": seen,
+        }
+
+
+class UpstreamEuler(comfy.samplers.Sampler):
+    """Core's Euler steps as a SAMPLER, with upstream's treatment of the motion latents."""
+
+    def __init__(self, motion: Motion | None, generator: Generator) -> None:
+        self._motion = motion
+        self._generator = generator
+
+    def sample(
+        self,
+        model_wrap: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[[int, Tensor, Tensor, int], None],
+        noise: Tensor,
+        latent_image: Tensor | None = None,
+        denoise_mask: Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> Tensor:
+        """Sample from pure noise, as ComfyUI calls it; `latent_image` and the mask are unused."""
+
+        def velocity(latents: Tensor, timestep: float) -> Tensor:
+            sigma = latents.new_full((latents.shape[0],), timestep / NUM_TIMESTEPS)
+            clean: Tensor = model_wrap(latents, sigma, **extra_args)
+            return (latents - clean) / sigma.view(-1, 1, 1, 1, 1)
+
+        return euler(
+            noise,
+            velocity,
+            schedule=[float(sigma) * NUM_TIMESTEPS for sigma in sigmas],
+            motion=self._motion,
+            generator=self._generator,
+            on_step=lambda step, num_steps, clean: callback(step, clean, clean, num_steps),
+        )
+
+
+def _callback(on_step: OnSolverStep) -> Callable[[int, Tensor, Tensor, int], None]:
+    def report(step: int, clean: Tensor, _: Tensor, num_steps: int) -> None:
+        require_finite(clean, what=f"The latents of step {step + 1} of {num_steps}")
+        on_step(step, num_steps, clean)
+
+    return report
