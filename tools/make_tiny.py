@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -23,56 +22,10 @@ from torch import Tensor
 
 from .convert import convert
 from .tiny import encoders, vae, wan
+from .tiny.files import TinySet
 
 SEED = 2025
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "models" / "tiny"
-
-
-class TinySet(NamedTuple):
-    """Where the files of a tiny set lie."""
-
-    folder: Path
-
-    @property
-    def base(self) -> Path:
-        """Wan2.1 image-to-video transformer, GGUF of mixed types."""
-        return self.folder / "wan_tiny_i2v_Q4_K_M.gguf"
-
-    @property
-    def adapter(self) -> Path:
-        """MultiTalk's audio branch, bf16."""
-        return self.folder / "multitalk_tiny.safetensors"
-
-    @property
-    def lora(self) -> Path:
-        """A LoRA for the base, PEFT names, bf16."""
-        return self.folder / "lora_tiny.safetensors"
-
-    @property
-    def wav2vec2(self) -> Path:
-        """Wav2Vec2, fp16."""
-        return self.folder / "wav2vec2_tiny.safetensors"
-
-    @property
-    def vae(self) -> Path:
-        """Wan2.1 video autoencoder, original names, bf16."""
-        return self.folder / "wan_vae_tiny.safetensors"
-
-    @property
-    def text_encoder(self) -> Path:
-        """UMT5 encoder with its tokenizer, fp16."""
-        return self.folder / "umt5_tiny.safetensors"
-
-    @property
-    def clip_vision(self) -> Path:
-        """CLIP vision tower, fp16."""
-        return self.folder / "clip_vision_tiny.safetensors"
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """All of them."""
-        weights = (self.base, self.adapter, self.lora, self.wav2vec2, self.vae)
-        return (*weights, self.text_encoder, self.clip_vision)
 
 
 def make_tiny(folder: Path) -> TinySet:
