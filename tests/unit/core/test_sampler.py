@@ -1,0 +1,192 @@
+"""Solving one segment: upstream's Euler steps, and what another solver is given and must keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from comfyui_multitalk.multitalk_core import pipeline
+from comfyui_multitalk.multitalk_core.conditioning import Motion, draw_noise
+from comfyui_multitalk.multitalk_core.config import SamplingConfig
+from comfyui_multitalk.multitalk_core.errors import MultiTalkError
+from comfyui_multitalk.multitalk_core.geometry import Size
+from comfyui_multitalk.multitalk_core.pipeline import Speech, Step
+from comfyui_multitalk.multitalk_core.sampler import SegmentModel, euler, silent, solve
+from comfyui_multitalk.multitalk_core.schedule import add_noise, timesteps
+from comfyui_multitalk.tests.support.stand_ins import MeanImageEncoder, MeanVAE
+from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
+
+SCHEDULE = timesteps(4, shift=3.0)
+SAMPLING = SamplingConfig(steps=2, segment_frames=9, motion_frames=5, color_match=0.0)
+
+
+def seeded(seed: int = 1) -> Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return draw_noise(shape, seeded(seed))
+
+
+class Known:
+    """A model whose clean latents are known; keeps what it is shown."""
+
+    def __init__(self, clean: Tensor) -> None:
+        self.clean = clean
+        self.shown: list[tuple[Tensor, float]] = []
+
+    def __call__(self, latents: Tensor, timestep: float) -> Tensor:
+        self.shown.append((latents, timestep))
+        return (latents - self.clean) / (timestep / 1000)
+
+
+def step_by_step(model: Known, *, motion: Motion | None = None, on_step: Any = None) -> Tensor:
+    return euler(
+        draw(1, 16, 3, 2, 4, seed=2),
+        model,
+        schedule=SCHEDULE,
+        motion=motion,
+        generator=seeded(3),
+        on_step=on_step or (lambda *_: None),
+    )
+
+
+def test_euler_ends_where_the_model_points() -> None:
+    clean = draw(1, 16, 3, 2, 4)
+    torch.testing.assert_close(step_by_step(Known(clean)), clean)
+
+
+def test_euler_tells_every_step_and_what_it_points_to() -> None:
+    clean = draw(1, 16, 3, 2, 4)
+    told: list[tuple[int, int]] = []
+
+    def on_step(step: int, num_steps: int, latents: Tensor) -> None:
+        told.append((step, num_steps))
+        torch.testing.assert_close(latents, clean)
+
+    step_by_step(Known(clean), on_step=on_step)
+    assert told == [(step, 4) for step in range(4)]
+
+
+def test_euler_visits_the_schedule() -> None:
+    model = Known(draw(1, 16, 3, 2, 4))
+    step_by_step(model)
+    assert [timestep for _, timestep in model.shown] == list(SCHEDULE[:-1])
+
+
+def test_euler_noises_the_motion_latents_anew_at_each_step() -> None:
+    motion = Motion(draw(1, 16, 2, 2, 4, seed=9), clean=False, draws=True)
+    model = Known(draw(1, 16, 3, 2, 4))
+    latents = step_by_step(model, motion=motion)
+    source = seeded(3)
+    for shown, timestep in model.shown:
+        noise = draw_noise(motion.latents.shape, source)
+        expected = add_noise(motion.latents, noise, timestep=timestep)
+        assert torch.equal(shown[:, :, :2], expected)
+    assert torch.equal(latents[:, :, :2], motion.latents)
+
+
+def test_euler_stops_where_on_step_raises() -> None:
+    model = Known(draw(1, 16, 3, 2, 4))
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        step_by_step(model, on_step=stop)
+    assert len(model.shown) == 1
+
+
+def test_euler_latents_that_are_no_numbers_are_an_error() -> None:
+    with pytest.raises(MultiTalkError, match="The latents of step 1 of 4 are not finite"):
+        step_by_step(Known(torch.full((1, 16, 3, 2, 4), float("nan"))))
+
+
+@pytest.mark.parametrize(("clean", "level"), [(True, 0.0), (False, 0.25)])
+def test_motion_is_held_at_a_noise_level_in_a_whole_batch(clean: bool, level: float) -> None:
+    motion = Motion(draw(1, 16, 2, 2, 4, seed=9), clean=clean, draws=True)
+    latents, noise = draw(2, 16, 3, 2, 4), draw(1, 16, 2, 2, 4, seed=4)
+    before = latents.clone()
+    held = motion.hold(latents, timestep=250.0, noise=noise)
+    for row in held:
+        expected = (1 - level) * motion.latents[0] + level * noise[0]
+        torch.testing.assert_close(row[:, :2], expected)
+    assert torch.equal(held[:, :, 2:], latents[:, :, 2:])
+    assert torch.equal(latents, before)
+
+
+class Recording:
+    """A solver that notes what it is given and leaves the noise to another."""
+
+    def __init__(self, answer: Any = solve) -> None:
+        self.models: list[SegmentModel] = []
+        self.noises: list[Tensor] = []
+        self._answer = answer
+
+    def __call__(self, noise: Tensor, model: SegmentModel, **given: Any) -> Tensor:
+        self.models.append(model)
+        self.noises.append(noise)
+        latents: Tensor = self._answer(noise, model, **given)
+        return latents
+
+
+def video(*, on_step: Any = None, **given: Any) -> Tensor:
+    features = draw(14, AUDIO.layers, AUDIO.channels, seed=10)
+    frames = pipeline.generate(
+        small_model(),
+        MeanVAE(),
+        MeanImageEncoder(CONFIG.image_dim),
+        photo=torch.full((40, 60, 3), 100, dtype=torch.uint8),
+        speech=Speech(features=(features,), num_frames=12),
+        masks=None,
+        text=draw(1, 4, CONFIG.text_dim, seed=6),
+        negative_text=draw(1, 6, CONFIG.text_dim, seed=7),
+        size=Size(32, 48),
+        config=SAMPLING,
+        generator=seeded(42),
+        device="cpu",
+        dtype=torch.float32,
+        on_step=on_step,
+        **given,
+    )
+    return torch.cat(list(frames), dim=1)
+
+
+def test_generate_with_the_default_solver_named_is_the_same() -> None:
+    assert torch.equal(video(solver=solve), video())
+
+
+def test_solver_is_given_each_segment_and_what_it_takes_over() -> None:
+    recording = Recording()
+    video(solver=recording)
+    first, second = recording.models
+    assert (first.index, second.index) == (0, 1)
+    assert first.condition.motion is None
+    assert second.condition.motion is not None
+    assert first.windows.shape == (1, 9, 5, AUDIO.layers, AUDIO.channels)
+    assert [noise.shape for noise in recording.noises] == [(1, 16, 3, 4, 6)] * 2
+
+
+def test_solvers_latents_and_steps_are_the_videos() -> None:
+    steps: list[Step] = []
+
+    def grey(noise: Tensor, model: SegmentModel, *, on_step: Any, **_: Any) -> Tensor:
+        latents = torch.zeros_like(noise)
+        for step in range(3):
+            on_step(step, 3, latents)
+        return latents
+
+    made = video(solver=grey, on_step=steps.append)
+    assert float(made.abs().max()) <= 0.11  # grey, and the stand-in's ramp
+    assert [(s.segment, s.step, s.num_steps) for s in steps] == [
+        (segment, step, 3) for segment in range(2) for step in range(3)
+    ]
+
+
+def test_silence_is_one_stream() -> None:
+    windows = draw(2, 9, 5, 3, 4)
+    assert silent(windows).shape == (1, 9, 5, 3, 4)
+    assert not silent(windows).any()
