@@ -86,15 +86,15 @@ class Cache:
         Raises:
             FileNotFoundError: If there is none.
         """
-        self._text = load_file(folder / _FOLDER / "text.safetensors", device=str(device))["text"]
+        self._text = load_file(folder / _FOLDER / "text.safetensors")["text"].to(device)
         self._groups: dict[int, dict[str, Tensor]] = {}
         for people in (1, 2):
             files = sorted((folder / _FOLDER).glob(f"people{people}-*.safetensors"))
             if not files:
                 raise FileNotFoundError(f"{folder / _FOLDER} holds no clips. Run `latents` first.")
-            shards = [load_file(file, device=str(device)) for file in files]
+            shards = [load_file(file) for file in files]
             self._groups[people] = {
-                name: torch.cat([shard[name] for shard in shards]) for name in shards[0]
+                name: torch.cat([shard[name] for shard in shards]).to(device) for name in shards[0]
             }
 
     @property

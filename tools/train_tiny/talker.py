@@ -180,6 +180,7 @@ def train(model: MultiTalkModel, cache: Cache, plan: Plan, *, device: torch.devi
         fused=device.type == "cuda",
     )
     if device.type == "cuda":
+        torch._dynamo.config.suppress_errors = True  # a box without compiler trains more slowly
         for block in model.blocks:
             block.compile(dynamic=False)
     hears = model.config.audio is not None
