@@ -250,7 +250,7 @@ class _Person:
         lips = _lens(place.x, y, half_width + thickness, half + thickness)
         self._canvas.paint(lips, self._colour("lips"))
         line = _lens(place.x, y, half_width, torch.full_like(half, 0.6))
-        self._canvas.paint(line, self._colour("lips") * 0.85)
+        self._canvas.paint(line, self._colour("lips") * 0.92)
         inside = _lens(place.x, y, half_width, half)
         self._canvas.paint(inside, self._constant(INTERIOR), _thin(half))
         teeth = torch.maximum(inside + 0.8, y + half * 0.55)

@@ -27,7 +27,7 @@ def opening(frames: Tensor, box: Tensor) -> Tensor:
         frames = frames.permute(3, 0, 1, 2)
     frames = frames.float()
     red, green = frames[0], frames[1]
-    dark = ((0.26 - green) / 0.23).clamp(0, 1) * ((red - green - 0.06) / 0.12).clamp(0, 1)
+    dark = ((0.30 - green) / 0.27).clamp(0, 1) * ((red - green - 0.06) / 0.12).clamp(0, 1)
     box = box.to(frames).expand(frames.shape[1], 4)
     left, top, right, bottom = box.T[:, :, None]
     middle, half = (left + right) / 2, _STRIP * (right - left)
