@@ -60,8 +60,19 @@ def measured(
     comfyui: Installation, tiny: TinySet, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """Give what the script inside ComfyUI measured: parity, LoRA, encoders."""
-    scratch = tmp_path_factory.mktemp("inside")
+    return _inside("measure.py", comfyui, tiny, tmp_path_factory.mktemp("inside"))
+
+
+@pytest.fixture(scope="session")
+def sampled(
+    comfyui: Installation, tiny: TinySet, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """Give what the script inside ComfyUI measured of sampling: samplers, guider, schedules."""
+    return _inside("sampling.py", comfyui, tiny, tmp_path_factory.mktemp("sampling"))
+
+
+def _inside(script: str, comfyui: Installation, tiny: TinySet, scratch: Path) -> dict[str, Any]:
     result: dict[str, Any] = comfyui.run_script(
-        ROOT / "tests" / "host" / "inside" / "measure.py", str(tiny.folder), str(scratch)
+        ROOT / "tests" / "host" / "inside" / script, str(tiny.folder), str(scratch)
     )
     return result

@@ -1,0 +1,175 @@
+"""The tiny models inside ComfyUI, ready to be sampled in all ways, for `sampling.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scene import ADAPTER, BASE, TINY
+
+# isort: split
+import comfy.sd
+import comfy.utils
+import torch
+from comfy_extras.nodes_custom_sampler import KSamplerSelect, RandomNoise, SamplerCustomAdvanced
+from comfy_extras.nodes_wan import WanImageToVideo
+from torch import Tensor
+
+from comfyui_multitalk.multitalk_core.audio import Sound, Timeline
+from comfyui_multitalk.multitalk_core.config import SamplingConfig
+from comfyui_multitalk.multitalk_core.geometry import Size
+from comfyui_multitalk.multitalk_core.masks import speaker_masks
+from comfyui_multitalk.multitalk_core.pipeline import Speech, generate
+from comfyui_multitalk.multitalk_core.sampler import Solver
+from comfyui_multitalk.nodes.guider import MultiTalkGuider
+from comfyui_multitalk.nodes.host import model, sampling, text, vision
+from comfyui_multitalk.nodes.host.session import Session
+from comfyui_multitalk.nodes.sigmas import MultiTalkSigmas
+from comfyui_multitalk.nodes.sockets import SpokenAudio
+
+SIZE = Size(32, 48)
+SEED = 5
+CONFIG = SamplingConfig(steps=2, segment_frames=9, motion_frames=5, color_match=0.0)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    """Draw normal numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Scene:
+    """The models, a photo of the video's size, two prompts and two voices."""
+
+    def __init__(self) -> None:
+        self.base = model.load_base(BASE)
+        self.model = model.load_adapter(self.base, ADAPTER)
+        clip = text.load_text_encoder(TINY / "umt5_tiny.safetensors")
+        self.clip_vision = vision.load_clip_vision(TINY / "clip_vision_tiny.safetensors")
+        self.vae = comfy.sd.VAE(comfy.utils.load_torch_file(str(TINY / "wan_vae_tiny.safetensors")))
+        pixels = draw(1, *SIZE, 3, seed=1).mul(40).add(128).clamp(0, 255).round()
+        self.photo = pixels / 255
+        self.prompts = [
+            clip.encode_from_tokens_scheduled(clip.tokenize(words))
+            for words in ("a person talks", "blurred")
+        ]
+        self.session = Session(self.model, vae=self.vae, clip_vision=self.clip_vision)
+
+    def spoken(self, num_speakers: int, *, num_frames: int = 9) -> SpokenAudio:
+        """Give features as a Wav2Vec2 would."""
+        audio = self.session.transformer.config.audio
+        assert audio is not None
+        features = [
+            draw(num_frames + 20, audio.layers, audio.channels, seed=10 + i)
+            for i in range(num_speakers)
+        ]
+        return SpokenAudio(
+            speech=Speech(features=tuple(features), num_frames=num_frames),
+            regions=(None,) * num_speakers,
+            timeline=Timeline((), num_frames, (), ()),
+            sound=Sound(torch.zeros(1, 1, 640), 16000),
+            encoder="none",
+        )
+
+    def segments(self, spoken: SpokenAudio, config: SamplingConfig, solver: Solver) -> list[Tensor]:
+        """Run `generate` and give the latents of each segment."""
+        seen = []
+
+        def recorded(*args: Any, **kwargs: Any) -> Tensor:
+            seen.append(solver(*args, **kwargs))
+            return seen[-1]
+
+        masks = speaker_masks(spoken.regions, photo=SIZE) if len(spoken.regions) > 1 else None
+        list(
+            generate(
+                self.session.transformer,
+                self.session.vae,
+                self.session.image_encoder,
+                photo=(self.photo[0] * 255).to(torch.uint8),
+                speech=spoken.speech,
+                masks=masks,
+                text=self.prompts[0][0][0],
+                negative_text=self.prompts[1][0][0],
+                size=SIZE,
+                config=config,
+                generator=torch.Generator().manual_seed(SEED),
+                device="cpu",
+                dtype=torch.float32,
+                solver=recorded,
+            )
+        )
+        return seen
+
+    def solver(self, name: str = "euler", **changes: Any) -> sampling.SegmentSolver:
+        """Give the MultiTalk Sampler's solver."""
+        settings = {
+            "positive": {},
+            "negative": {},
+            "scheduler": "multitalk",
+            "shift": CONFIG.shift,
+            "seed": SEED,
+            **changes,
+        }
+        return sampling.SegmentSolver(self.model, sampler_name=name, **settings)
+
+    def conditioning(self, *, frames: int = 9) -> tuple[Any, Any, Any]:
+        """Give what WanImageToVideo makes of the photo, with our way of showing it to CLIP."""
+        seen = self.clip_vision.encode_image(self.photo)
+        seen["penultimate_hidden_states"] = vision.encode_picture(
+            self.clip_vision, self.photo.movedim(-1, 1) * 2 - 1
+        )
+        made: tuple[Any, Any, Any] = WanImageToVideo.execute(
+            *self.prompts,
+            self.vae,
+            SIZE.width,
+            SIZE.height,
+            frames,
+            1,
+            start_image=self.photo,
+            clip_vision_output=seen,
+        ).args
+        return made
+
+    def guided(
+        self,
+        spoken: SpokenAudio,
+        config: SamplingConfig,
+        *,
+        sampler: str = "euler",
+        patched: Any = None,
+        start_frame: int = 0,
+    ) -> Tensor:
+        """Sample one segment with ComfyUI's own nodes around our guider; normalised latents."""
+        positive, negative, latent = self.conditioning()
+        guider = self.guider(
+            spoken, config, positive, negative, patched=patched, start_frame=start_frame
+        )
+        (sigmas,) = MultiTalkSigmas.execute(config.steps, config.shift).args
+        (noise,) = RandomNoise.execute(SEED).args
+        (chosen,) = KSamplerSelect.execute(sampler).args
+        out, _ = SamplerCustomAdvanced.execute(noise, guider, chosen, sigmas, latent).args
+        samples: Tensor = self.model.model.process_latent_in(out["samples"])
+        return samples
+
+    def guider(
+        self,
+        spoken: SpokenAudio,
+        config: SamplingConfig,
+        positive: Any,
+        negative: Any,
+        *,
+        patched: Any = None,
+        start_frame: int = 0,
+        image: Any = "photo",
+    ) -> Any:
+        """Give MultiTalk Guider's output."""
+        return MultiTalkGuider.execute(
+            model=patched or self.model,
+            positive=positive,
+            negative=negative,
+            audio_embeds=spoken,
+            start_frame=start_frame,
+            image=self.photo if image == "photo" else image,
+            text_guidance=config.text_guidance,
+            audio_guidance=config.audio_guidance,
+            audio_strength=config.audio_strength,
+            apg=config.apg is not None,
+        ).args[0]
