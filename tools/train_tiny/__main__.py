@@ -16,7 +16,6 @@ STAGES = {
     "speech": "speech",
     "features": "features",
     "text": "text",
-    "prompts": "text_table",
     "vision": "vision",
     "vae": "vae_training",
     "latents": "dataset",
