@@ -52,7 +52,9 @@ class MultiTalkAudioEmbeds(io.ComfyNode):
                 ),
             ],
             outputs=[
-                AudioEmbeds.Output(display_name="audio_embeds", tooltip="To MultiTalk Sampler.")
+                AudioEmbeds.Output(
+                    display_name="audio_embeds", tooltip="To MultiTalk Sampler or MultiTalk Guider."
+                )
             ],
         )
 

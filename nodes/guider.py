@@ -66,7 +66,7 @@ class MultiTalkGuider(io.ComfyNode):
                 ),
                 *guidance_inputs(),
             ],
-            outputs=[io.Guider.Output(display_name="guider")],
+            outputs=[io.Guider.Output(display_name="guider", tooltip="To SamplerCustomAdvanced.")],
         )
 
     @classmethod

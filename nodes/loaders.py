@@ -72,7 +72,7 @@ class LoadAdapter(io.ComfyNode):
                     ),
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="To MultiTalk Sampler.")],
+            outputs=[io.Model.Output(tooltip="To MultiTalk Sampler or MultiTalk Guider.")],
         )
 
     @classmethod

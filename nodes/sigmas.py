@@ -24,7 +24,7 @@ class MultiTalkSigmas(io.ComfyNode):
             ),
             search_aliases=["multitalk", "infinitetalk", "scheduler", "flow shift"],
             inputs=schedule_inputs(),
-            outputs=[io.Sigmas.Output(display_name="sigmas")],
+            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="To SamplerCustomAdvanced.")],
         )
 
     @classmethod
