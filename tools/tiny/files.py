@@ -51,3 +51,18 @@ class TinySet(NamedTuple):
         """All of them."""
         weights = (self.base, self.adapter, self.lora, self.wav2vec2, self.vae)
         return (*weights, self.text_encoder, self.clip_vision)
+
+
+class TrainedSet(TinySet):
+    """Where the files of a trained set lie: as a tiny set's, but for the base, and no LoRA."""
+
+    @property
+    def base(self) -> Path:
+        """Wan2.1 image-to-video transformer, Q8_0."""
+        return self.folder / "wan_tiny_i2v_Q8_0.gguf"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        weights = (self.base, self.adapter, self.wav2vec2, self.vae)
+        return (*weights, self.text_encoder, self.clip_vision)

@@ -1,0 +1,198 @@
+"""The whole pack, loaded from files as the command loads it, and asked for many small videos."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...multitalk_core.audio_features import audio_features
+from ...multitalk_core.config import SamplingConfig
+from ...multitalk_core.dit import MultiTalkModel
+from ...multitalk_core.geometry import Box, Size
+from ...multitalk_core.masks import speaker_masks
+from ...multitalk_core.pipeline import Speech, generate
+from ...multitalk_core.segments import TAIL_FRAMES
+from ...standalone.encoders import load_image_encoder, load_text_encoder
+from ...standalone.request import ModelFiles
+from ...standalone.vae import load_vae
+from ...standalone.weights import OpenFiles
+from ...wan_gguf_loader.files import open_weights
+from ..convert import convert
+from ..tiny.files import TrainedSet
+from ..train_tiny.clips import MOTION_FRAMES
+from .scenes import Scene, Voice
+
+SEGMENT_FRAMES = 33
+SAMPLING = SamplingConfig(
+    steps=8,
+    shift=3.0,
+    text_guidance=1.0,
+    audio_guidance=1.0,
+    segment_frames=SEGMENT_FRAMES,
+    motion_frames=MOTION_FRAMES,
+)
+"""How the tiny set is used: the demo's settings."""
+
+
+class System:
+    """A set of weights, ready to generate.
+
+    Attributes:
+        transformer: May be exchanged for one that is broken on purpose.
+    """
+
+    def __init__(self, models: Path, *, device: str = "cpu", base: Path | None = None) -> None:
+        """Load a set.
+
+        Args:
+            models: Folder of the set.
+            device: Where to compute; float32 on a CPU, else bfloat16.
+            base: Another file in place of the set's base.
+        """
+        self._set = TrainedSet(models)
+        self.device = torch.device(device)
+        self._dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        files = OpenFiles(
+            ModelFiles(
+                base=base or self._set.base,
+                adapter=self._set.adapter,
+                loras=(),
+                wav2vec2=self._set.wav2vec2,
+                vae=self._set.vae,
+                text_encoder=self._set.text_encoder,
+                clip_vision=self._set.clip_vision,
+            )
+        )
+        placed = {"device": self.device, "dtype": self._dtype}
+        self.transformer: MultiTalkModel = files.load_transformer(self._dtype).to(self.device)
+        self._vae = load_vae(files.vae, **placed)
+        self._images = load_image_encoder(files.clip_vision, **placed)
+        self._texts = load_text_encoder(files.text_encoder, **placed)
+        self._ears = files.load_wav2vec2()
+        self._heard: dict[int, Tensor] = {}
+
+    def film(
+        self,
+        scene: Scene,
+        voices: Sequence[Voice],
+        *,
+        num_frames: int,
+        places: Sequence[int] | None = None,
+        prompt: str | None = None,
+        config: SamplingConfig = SAMPLING,
+        seed: int = 0,
+    ) -> Tensor:
+        """Make a video of a scene.
+
+        Args:
+            scene: Photo and what it shows.
+            voices: One per speaker.
+            num_frames: Length of the video.
+            places: Place of each speaker in the picture; `None` leaves it to the default masks.
+            prompt: Another prompt than the scene's own.
+            config: How to sample.
+            seed: Of the noise.
+
+        Returns:
+            Frames `(3, T, H, W)` in [0, 1].
+        """
+        size = Size(*scene.photo.shape[:2])
+        regions: list[Tensor | Box | None] = [None] * len(voices)
+        if places is not None:
+            regions = [Box(*scene.faces[place].round().int().tolist()) for place in places]
+        frames = generate(
+            self.transformer,
+            self._vae,
+            self._images,
+            photo=scene.photo,
+            speech=Speech(features=tuple(map(self._hear, voices)), num_frames=num_frames),
+            masks=speaker_masks(regions, photo=size),
+            text=self._texts.encode([prompt or scene.prompt])[0],
+            negative_text=None,
+            size=size,
+            config=config,
+            generator=torch.Generator().manual_seed(seed),
+            device=self.device,
+            dtype=self._dtype,
+        )
+        return (torch.cat(list(frames), dim=1) / 2 + 0.5).clamp(0, 1)
+
+    def _hear(self, voice: Voice) -> Tensor:
+        key = id(voice)
+        if key not in self._heard:
+            self._heard[key] = audio_features(self._ears, voice.track, tail_frames=TAIL_FRAMES)
+        return self._heard[key]
+
+
+class Broken(nn.Module):
+    """A transformer that is broken on purpose, to see that a measure notices."""
+
+    def __init__(self, model: MultiTalkModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def project_audio(self, windows: Tensor) -> Tensor:
+        """Turn windows into audio tokens."""
+        return self.model.project_audio(windows)
+
+
+class EqualLabels(Broken):
+    """Gives every video token the label of the background, so that L-RoPE tells nobody apart."""
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, *, token_masks: Tensor | None, **others: Tensor
+    ) -> Tensor:
+        """Predict the velocity with masks in which nobody speaks."""
+        if token_masks is not None:
+            token_masks = torch.zeros_like(token_masks)
+            token_masks[..., -1, :] = 1
+        velocity: Tensor = self.model(latents, timestep, token_masks=token_masks, **others)
+        return velocity
+
+
+class Deaf(Broken):
+    """Leaves out what the voices add."""
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, *, audio: Tensor | None, **others: Tensor
+    ) -> Tensor:
+        """Predict the velocity of the base."""
+        velocity: Tensor = self.model(latents, timestep, audio=None, **others)
+        return velocity
+
+
+class Rewritten:
+    """The base of a set in another type, in a file that goes away with the `with` block."""
+
+    def __init__(self, models: Path, type: str) -> None:
+        """Choose the set and the type: `bf16`, or one that `tools.convert` writes."""
+        self._base = TrainedSet(models).base
+        self._type = type
+        self._folder = tempfile.TemporaryDirectory()
+
+    def __enter__(self) -> Path:
+        """Give the file."""
+        file = open_weights(self._base)
+        plain = Path(self._folder.name) / "base.safetensors"
+        weights = {name: file.dequantize(name, torch.bfloat16) for name in file.tensors}
+        save_file(weights, plain, metadata={"num_heads": str(file.num_heads)})
+        if self._type == "bf16":
+            return plain
+        packed = plain.with_suffix(".gguf")
+        convert(plain, packed, type=self._type, num_heads=file.num_heads)
+        return packed
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the file."""
+        self._folder.cleanup()
