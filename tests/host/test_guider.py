@@ -71,6 +71,13 @@ def test_combined_prompts_and_batches_work_as_in_comfyui(sampled: Sampled) -> No
     assert prompts["for_a_while"] > 10 * ROUNDING
 
 
+def test_lora_hooked_to_the_prompts_is_the_lora_in_the_model(sampled: Sampled) -> None:
+    hooked = sampled["hooked"]
+    assert hooked["effect"] > 0.01
+    assert hooked["guider"] < ROUNDING
+    assert hooked["sampler"] < ROUNDING
+
+
 @pytest.mark.parametrize(
     ("mistake", "fix"),
     [

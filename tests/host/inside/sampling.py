@@ -14,10 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from sampling_scene import CONFIG, SEED, Scene, draw
-from scene import distance
+from scene import TINY, distance
 
 # isort: split
+import comfy.hooks
 import comfy.samplers
+import comfy.sd
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -292,6 +295,26 @@ def prompts(scene: Scene) -> dict[str, Any]:
     }
 
 
+def hooked(scene: Scene) -> dict[str, Any]:
+    """A LoRA hooked to the prompts, against the same LoRA in the MODEL."""
+    spoken = scene.spoken(1)
+    file = comfy.utils.load_torch_file(str(TINY / "lora_tiny.safetensors"))
+    patched, _ = comfy.sd.load_lora_for_models(scene.model, None, file, 1.0, 0.0)
+    expected = scene.guided(spoken, CONFIG, patched=patched)
+    hooks = comfy.hooks.create_hook_lora(file, 1.0, 0.0)
+    told = {"hooks": hooks}
+    (ours,) = scene.segments(spoken, CONFIG, scene.solver(positive=told, negative=told))
+    plain = scene.prompts
+    scene.prompts = [[[tokens, {**rest, **told}]] for ((tokens, rest),) in plain]
+    theirs = scene.guided(spoken, CONFIG)
+    scene.prompts = plain
+    return {
+        "guider": distance(theirs, expected),
+        "sampler": distance(ours, expected),
+        "effect": distance(scene.guided(spoken, CONFIG), expected),
+    }
+
+
 def mistakes(scene: Scene) -> dict[str, Any]:
     """Wrong wiring, and what is said."""
     positive, negative, _ = scene.conditioning()
@@ -336,6 +359,7 @@ def main() -> None:
         "schedules": schedules,
         "patches": patches,
         "prompts": prompts,
+        "hooked": hooked,
         "mistakes": mistakes,
     }
     with torch.inference_mode():
