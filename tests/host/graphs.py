@@ -9,13 +9,19 @@ import shutil
 import struct
 import wave
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from comfyui_multitalk.tests.support.tiny import TinySet
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "example_workflows"
-WORKFLOWS = ("photo_to_talking_video", "two_speakers")
+WORKFLOWS = (
+    "photo_to_talking_video",
+    "photo_to_talking_video_quick",
+    "two_speakers",
+    "one_segment_custom_sampler",
+)
+QUICK_LORA = "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors"
 SMALL = {
     "size": "longest side",
     "longest_side": 64,
@@ -23,11 +29,26 @@ SMALL = {
     "segment_frames": 33,
     "motion_frames": 9,
 }
+SMALL_SEGMENT = {
+    "WanImageToVideo": {"width": 64, "height": 64, "length": 33},
+    "MTK_Sigmas": {"steps": 1},
+    "TrimAudioDuration": {"duration": 33 / 25},
+}
 Graph = dict[str, dict[str, Any]]
 
 
 def fill_folders(base: Path, *, tiny: TinySet, examples: Path) -> None:
-    """Link the tiny set under the names the workflows ask for, and put the examples into input."""
+    """Give a server's folder the tiny set as models, and the examples as input."""
+    fill_models(base / "models", tiny=tiny)
+    sources = base / "input"
+    sources.mkdir()
+    for file in (*examples.glob("*.png"), *examples.glob("*.wav")):
+        shutil.copy(file, sources)
+    write_tone(sources / "short.wav", seconds=0.6)
+
+
+def fill_models(models: Path, *, tiny: TinySet) -> None:
+    """Link the tiny set under the names the workflows ask for."""
     names = {
         tiny.base: "diffusion_models/wan2.1-i2v-14b-480p-Q4_K_M.gguf",
         tiny.adapter: "model_patches/multitalk.safetensors",
@@ -38,12 +59,8 @@ def fill_folders(base: Path, *, tiny: TinySet, examples: Path) -> None:
         tiny.lora: "loras/lora_tiny.safetensors",
     }
     for file, name in names.items():
-        link(base / "models" / name, file)
-    sources = base / "input"
-    sources.mkdir()
-    for file in (*examples.glob("*.png"), *examples.glob("*.wav")):
-        shutil.copy(file, sources)
-    write_tone(sources / "short.wav", seconds=0.6)
+        link(models / name, file)
+    link(models / "loras" / QUICK_LORA, tiny.lora)
 
 
 def link(place: Path, file: Path) -> None:
@@ -53,9 +70,11 @@ def link(place: Path, file: Path) -> None:
 
 
 def load(name: str, **settings: Any) -> Graph:
-    """Load a workflow's API form, with small sampler settings and those given."""
+    """Load a workflow's API form, with small settings, and those given on the sampler."""
     graph: Graph = json.loads((FOLDER / "api" / f"{name}.json").read_text())
-    node(graph, "MTK_Sampler")["inputs"].update({**SMALL, **settings})
+    small = {**SMALL_SEGMENT, "MTK_Sampler": {**SMALL, **settings}}
+    for entry in graph.values():
+        entry["inputs"].update(small.get(entry["class_type"], {}))
     return graph
 
 
@@ -81,12 +100,14 @@ def without(graph: Graph, kind: str) -> Graph:
     return kept
 
 
-def write_tone(path: Path, *, seconds: float, rate: int = 16000, volume: float = 0.3) -> None:
+def write_tone(
+    place: Path | BinaryIO, *, seconds: float, rate: int = 16000, volume: float = 0.3
+) -> None:
     """Write a mono WAV of a hum; a volume of 0 is silence."""
     samples = [
         round(32767 * volume * math.sin(2 * math.pi * 180 * i / rate) * (1 + math.sin(i / 999)) / 2)
         for i in range(round(seconds * rate))
     ]
-    with wave.open(str(path), "wb") as file:
+    with wave.open(str(place) if isinstance(place, Path) else place, "wb") as file:
         file.setparams((1, 2, rate, 0, "NONE", ""))
         file.writeframes(struct.pack(f"<{len(samples)}h", *samples))
