@@ -84,7 +84,7 @@ def boxes(faces: Faces, motion: Motion, *, size: tuple[int, int]) -> Boxes:
     down = (MOUTH_DOWN + (0.5 - _UPPER_LIP) * OPENING_HEIGHT) * scale[..., None]
     mouth_x = rest_x[..., None] + dx - down * roll.sin()
     mouth_y = rest_y[..., None] + dy + down * roll.cos()
-    half_w, half_h = 18.0 * scale[..., None], 13.0 * scale[..., None]
+    half_w, half_h = 21.0 * scale[..., None], 13.0 * scale[..., None]
     mouth = (mouth_x - half_w, mouth_y - half_h, mouth_x + half_w, mouth_y + half_h)
     return Boxes(torch.stack(head, dim=-1) * unit, torch.stack(mouth, dim=-1) * unit)
 

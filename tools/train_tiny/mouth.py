@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_STRIP = 0.14
-"""Half width of the strip, in widths of the mouth box: about 5 pixels of 36."""
+_STRIP = 0.12
+"""Half width of the strip, in widths of the mouth box: about 5 pixels of 42."""
 
 
 def opening(frames: Tensor, box: Tensor) -> Tensor:
