@@ -16,7 +16,7 @@ from .attention import PLAIN, Attends
 from .lrope import UNMOVED, Placement, Rotation
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class BlockCall:
     """A block about to run, as a host that stands around it sees it.
 
@@ -43,7 +43,7 @@ class BlockCall:
         return self.run(self.x, self.steps, self.context, self.rotation)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Hooks:
     """What a host does in one forward pass.
 

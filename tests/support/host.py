@@ -15,6 +15,7 @@ from comfyui_multitalk.tests.host.graphs import fill_folders
 from comfyui_multitalk.tests.support.comfyui import (
     ROOT,
     Installation,
+    Launch,
     Server,
     UnavailableError,
     find_comfyui,
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from comfyui_multitalk.tests.support.tiny import TinySet
+
+_PATHS = f"{Launch().model_paths}  custom_nodes: {ROOT}/tests/host/probes\n"
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +49,7 @@ def server(
     comfyui: Installation, tiny: TinySet, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """Give a running server with the tiny set in its model folders and the examples as input."""
-    server = Server(comfyui, tmp_path_factory.mktemp("comfyui"))
+    server = Server(comfyui, tmp_path_factory.mktemp("comfyui"), Launch(model_paths=_PATHS))
     fill_folders(server.base, tiny=tiny, examples=repository / "examples")
     server.start()
     try:
@@ -69,6 +72,14 @@ def sampled(
 ) -> dict[str, Any]:
     """Give what the script inside ComfyUI measured of sampling: samplers, guider, schedules."""
     return _inside("sampling.py", comfyui, tiny, tmp_path_factory.mktemp("sampling"))
+
+
+@pytest.fixture(scope="session")
+def citizen(
+    comfyui: Installation, tiny: TinySet, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """Give what the script inside ComfyUI measured of the MODEL: nodes on it, LoRA, memory."""
+    return _inside("citizen.py", comfyui, tiny, tmp_path_factory.mktemp("citizen"))
 
 
 def _inside(script: str, comfyui: Installation, tiny: TinySet, scratch: Path) -> dict[str, Any]:

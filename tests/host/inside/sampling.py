@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from sampling_scene import CONFIG, SEED, Scene, draw
-from scene import TINY, distance
+from scene import SCRATCH, TINY, distance
 
 # isort: split
 import comfy.hooks
@@ -22,6 +22,9 @@ import comfy.samplers
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.cli_args import LatentPreviewMethod, args
+from comfy.taesd.taehv import TAEHV
+from safetensors.torch import save_file
 from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.conditioning import Condition, Motion
@@ -105,7 +108,7 @@ def kept(scene: Scene) -> dict[str, Any]:
     return found
 
 
-def kept_by(scene: Scene, name: str, motion: Motion) -> dict[str, Any]:
+def kept_by(scene: Scene, name: str, motion: Motion, *, index: int = 1) -> dict[str, Any]:
     """The same for one sampler; a cheap function stands for the transformer."""
     noise = draw(1, 16, 3, 4, 6, seed=31)
     shown: list[tuple[Tensor, float]] = []
@@ -129,7 +132,7 @@ def kept_by(scene: Scene, name: str, motion: Motion) -> dict[str, Any]:
     latents = solver(
         noise,
         SegmentModel(
-            index=1,
+            index=index,
             transformer=scene.session.transformer,
             condition=Condition(draw(1, 20, 3, 4, 6), draw(1, 257, 64), motion),
             windows=scene.spoken(1).speech.windows(SimpleNamespace(start=4, stop=13)),
@@ -159,6 +162,7 @@ def kept_by(scene: Scene, name: str, motion: Motion) -> dict[str, Any]:
 
 
 SPREAD = 0.5
+TAE = "lighttaew2_1.safetensors"
 
 
 class Normal:
@@ -196,6 +200,41 @@ def right(scene: Scene) -> dict[str, Any]:
             )
             found[f"{name}, {scheduler}"] = float(out.std()) / SPREAD
     return found
+
+
+def previews(scene: Scene) -> dict[str, Any]:
+    """Sizes of the previews of a video of two segments, without and with a small autoencoder."""
+    folder = SCRATCH / "models" / "vae_approx"
+    folder.mkdir(parents=True)
+    weights = TAEHV(latent_channels=16).state_dict()
+    save_file({name: value.half() for name, value in weights.items()}, folder / TAE)
+    shown: list[list[int]] = []
+
+    def show(_: Any, __: Any, preview: Any, **___: Any) -> None:
+        shown.append(list(preview[1].size))
+
+    comfy.utils.set_progress_bar_global_hook(show)
+    found = {}
+    for method in (LatentPreviewMethod.Latent2RGB, LatentPreviewMethod.TAESD):
+        args.preview_method = method
+        scene.segments(
+            scene.spoken(1, num_frames=13),
+            replace(CONFIG, text_guidance=1.0, audio_guidance=1.0),
+            scene.solver(),
+            on_step=scene.session.reporter(),
+        )
+        found[method.value] = shown.copy()
+        shown.clear()
+    return found
+
+
+def draws(scene: Scene) -> dict[str, Any]:
+    """What a sampler draws: again the same, and other noise in another segment."""
+    motion = Motion(draw(1, 16, 2, 4, 6, seed=30), clean=True, draws=True)
+    once, again, later = (
+        kept_by(scene, "dpmpp_sde", motion, index=index)["rest"] for index in (1, 1, 2)
+    )
+    return {"again": once == again, "later": once != later}
 
 
 def schedules(scene: Scene) -> dict[str, Any]:
@@ -357,6 +396,8 @@ def main() -> None:
         "kept": kept,
         "right": right,
         "schedules": schedules,
+        "previews": previews,
+        "draws": draws,
         "patches": patches,
         "prompts": prompts,
         "hooked": hooked,

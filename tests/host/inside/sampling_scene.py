@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from scene import ADAPTER, BASE, TINY
@@ -18,7 +19,7 @@ from comfyui_multitalk.multitalk_core.audio import Sound, Timeline
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
 from comfyui_multitalk.multitalk_core.geometry import Size
 from comfyui_multitalk.multitalk_core.masks import speaker_masks
-from comfyui_multitalk.multitalk_core.pipeline import Speech, generate
+from comfyui_multitalk.multitalk_core.pipeline import Speech, Step, generate
 from comfyui_multitalk.multitalk_core.sampler import Solver
 from comfyui_multitalk.nodes.guider import MultiTalkGuider
 from comfyui_multitalk.nodes.host import model, sampling, text, vision
@@ -69,7 +70,14 @@ class Scene:
             encoder="none",
         )
 
-    def segments(self, spoken: SpokenAudio, config: SamplingConfig, solver: Solver) -> list[Tensor]:
+    def segments(
+        self,
+        spoken: SpokenAudio,
+        config: SamplingConfig,
+        solver: Solver,
+        *,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> list[Tensor]:
         """Run `generate` and give the latents of each segment."""
         seen = []
 
@@ -93,6 +101,7 @@ class Scene:
                 generator=torch.Generator().manual_seed(SEED),
                 device="cpu",
                 dtype=torch.float32,
+                on_step=on_step,
                 solver=recorded,
             )
         )

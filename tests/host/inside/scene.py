@@ -53,9 +53,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 class Scene:
-    """A WanImageToVideo conditioning and a KSampler run on it."""
+    """A WanImageToVideo conditioning of `length` frames and a KSampler run on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, length: int = 9) -> None:
         torch.manual_seed(0)
         self.clip = text.load_text_encoder(TINY / "umt5_tiny.safetensors")
         self.clip_vision = vision.load_clip_vision(TINY / "clip_vision_tiny.safetensors")
@@ -72,17 +72,17 @@ class Scene:
             self.vae,
             80,
             64,
-            9,
+            length,
             1,
             start_image=self.photo,
             clip_vision_output=seen,
         ).args
 
-    def sample(self, patcher: Any) -> torch.Tensor:
-        """Run three steps of KSampler."""
-        positive, negative, latent = self.conditions
+    def sample(self, patcher: Any, *, steps: int = 3, conditions: Any = None) -> torch.Tensor:
+        """Run KSampler: three steps of Euler at a guidance of 3."""
+        positive, negative, latent = conditions or self.conditions
         result = comfy_nodes.common_ksampler(
-            patcher, 0, 3, 3.0, "euler", "simple", positive, negative, latent
+            patcher, 0, steps, 3.0, "euler", "simple", positive, negative, latent
         )
         samples: torch.Tensor = result[0]["samples"]
         return samples

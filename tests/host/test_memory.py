@@ -1,0 +1,220 @@
+"""Memory: streaming, LoRA factors, the dynamic patcher, `/free`, many runs, models side by side."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from comfyui_multitalk.tests.host import graphs
+from comfyui_multitalk.tools.convert import convert
+from comfyui_multitalk.tools.make_tiny import SEED
+from comfyui_multitalk.tools.tiny import wan
+
+if TYPE_CHECKING:
+    from comfyui_multitalk.tests.support.comfyui import Server
+
+pytestmark = pytest.mark.host
+
+Citizen = dict[str, Any]
+LOADS = ("whole plain", "whole lora", "part plain", "part lora", "nothing plain", "nothing lora")
+Q8_0 = "wan-Q8_0.gguf"
+CORE = "core_wan.safetensors"
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_model_runs_wherever_its_weights_are(citizen: Citizen, load: str) -> None:
+    assert citizen["low_vram"][load]["failures"] == []
+
+
+def test_budget_decides_what_is_loaded(citizen: Citizen) -> None:
+    whole, part, nothing = (citizen["low_vram"][f"{name} lora"] for name in _SHARES)
+    assert whole["loaded"] == whole["all"]
+    assert 0.5 * part["all"] < part["loaded"] < 0.9 * part["all"]
+    assert nothing["loaded"] < 0.05 * nothing["all"]  # norms and modulation
+
+
+_SHARES = ("whole", "part", "nothing")
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_unloaded_weights_rest_where_they_were(citizen: Citizen, load: str) -> None:
+    seen = citizen["low_vram"][load]
+    assert seen["unloaded_in_place"]
+    assert seen["left"] < 0.05 * seen["all"]
+
+
+def test_lora_factors_travel_only_with_weights_that_travel(citizen: Citizen) -> None:
+    sent = {
+        share: citizen["low_vram"][f"{share} lora"]["sent"]
+        - citizen["low_vram"][f"{share} plain"]["sent"]
+        for share in _SHARES
+    }
+    factors = citizen["room_for_factors"]["factors"]
+    assert sent["whole"] == 0
+    assert sent["nothing"] == factors
+    assert sent["part"] < 0.5 * factors
+
+
+def test_lora_factors_count_as_part_of_the_model(citizen: Citizen) -> None:
+    room = citizen["room_for_factors"]
+    assert room["larger"] == room["factors"] > 0
+    assert room["clones"] == 0
+
+
+def test_dynamic_patcher_gives_what_the_other_gives(citizen: Citizen) -> None:
+    dynamic = citizen["dynamic"]
+    assert dynamic["is_dynamic"]
+    assert dynamic["plain"]
+    assert dynamic["lora"] < 1e-6
+    assert dynamic["norm_and_modulation"] < 1e-6
+    assert dynamic["removed"]
+
+
+def test_clone_without_dynamic_memory_is_a_model_on_the_same_weights(citizen: Citizen) -> None:
+    dynamic = citizen["dynamic"]
+    assert not dynamic["delegate_is_dynamic"]
+    assert dynamic["delegate_is_its_own"]
+    assert dynamic["delegate_shares"]
+    assert dynamic["delegate"] < 1e-6
+    assert dynamic["after_delegate"]
+
+
+def free(server: Server) -> None:
+    """Ask ComfyUI to free everything, and wait until it has heard it."""
+    server.post("/free", {"unload_models": True, "free_memory": True})
+
+
+def memory(server: Server) -> dict[str, int]:
+    return dict(server.get("/multitalk_tests/memory"))
+
+
+def talking(*, base: str | None = None, seed: int = 0) -> graphs.Graph:
+    """Give the workflow of one speaker, ending in a digest of its frames."""
+    graph = graphs.without(graphs.short(seed=seed, longest_side=32), "SaveVideo")
+    graph = graphs.without(graph, "MTK_PreviewStrip")
+    if base is not None:
+        graphs.node(graph, "MTK_LoadWan")["inputs"]["base"] = base
+    (sampler,) = (k for k, v in graph.items() if v["class_type"] == "MTK_Sampler")
+    digest = {"class_type": "MultiTalkTestsDigest", "inputs": {"image": [sampler, 0]}}
+    return {**graph, "digest": digest}
+
+
+def core(*, seed: int = 0) -> graphs.Graph:
+    """Give a workflow of ComfyUI's own Wan model."""
+    nodes: dict[str, tuple[str, dict[str, Any]]] = {
+        "model": ("UNETLoader", {"unet_name": CORE, "weight_dtype": "default"}),
+        "prompt": ("MultiTalkTestsWideConditioning", {}),
+        "latent": (
+            "EmptyHunyuanLatentVideo",
+            {"width": 64, "height": 64, "length": 5, "batch_size": 1},
+        ),
+        "sampler": (
+            "KSampler",
+            {"model": ["model", 0], "positive": ["prompt", 0], "negative": ["prompt", 0]}
+            | {"latent_image": ["latent", 0], "seed": seed, "steps": 2, "cfg": 1.0}
+            | {"sampler_name": "euler", "scheduler": "simple", "denoise": 1.0},
+        ),
+        "digest": ("MultiTalkTestsDigest", {"latent": ["sampler", 0]}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def digest(history: dict[str, Any]) -> str:
+    assert history["status"]["status_str"] == "success", history["status"]
+    return str(history["outputs"]["digest"]["text"][0])
+
+
+@pytest.fixture(scope="module")
+def other_models(server: Server) -> Path:
+    """Give the server the tiny base as Q8_0 too, and a model for ComfyUI's own loader."""
+    folder = server.base / "models" / "diffusion_models"
+    base, _ = wan.base_and_adapter(seed=SEED)
+    plain = server.base / "base.safetensors"
+    save_file({k: v.contiguous() for k, v in base.items()}, plain)
+    convert(plain, folder / Q8_0, type="Q8_0", num_heads=wan.CONFIG.num_heads)
+    save_file(core_weights(), folder / CORE)
+    return folder
+
+
+def core_weights() -> dict[str, torch.Tensor]:
+    """Draw a text-to-video Wan of one narrow block, wide where ComfyUI fixes the width."""
+    dim, wide = 128, 4096
+    shapes: dict[str, tuple[int, ...]] = {
+        "patch_embedding.weight": (dim, 16, 1, 2, 2),
+        "patch_embedding.bias": (dim,),
+        "head.modulation": (1, 2, dim),
+        "blocks.0.modulation": (1, 6, dim),
+    }
+    linear = {"text_embedding.0": (dim, wide), "text_embedding.2": (dim, dim)}
+    linear |= {"time_embedding.0": (dim, 256), "time_embedding.2": (dim, dim)}
+    linear |= {"time_projection.1": (6 * dim, dim), "head.head": (64, dim)}
+    linear |= {"blocks.0.ffn.0": (dim, dim), "blocks.0.ffn.2": (dim, dim)}
+    for attention in ("self_attn", "cross_attn"):
+        linear |= {f"blocks.0.{attention}.{part}": (dim, dim) for part in "qkvo"}
+        shapes |= {f"blocks.0.{attention}.norm_{part}.weight": (dim,) for part in "qk"}
+    shapes |= {"blocks.0.norm3.weight": (dim,), "blocks.0.norm3.bias": (dim,)}
+    for name, shape in linear.items():
+        shapes |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: torch.randn(shape, generator=generator) * (shape[-1] ** -0.5)
+        for name, shape in shapes.items()
+    }
+
+
+def test_free_leaves_no_weight_of_ours(server: Server) -> None:
+    digest(server.run(talking(seed=101)))
+    status, watched = server.post("/multitalk_tests/watch", {})
+    assert status == 200
+    assert watched["models"] >= 2  # the base, and the same with the adapter
+    assert watched["weights"] > 100
+    assert memory(server)["alive"] == watched["weights"]
+    free(server)
+    deadline = time.monotonic() + 30
+    while memory(server)["alive"] and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert memory(server)["alive"] == 0
+
+
+def test_ten_runs_in_a_row_hold_no_more_than_three(server: Server) -> None:
+    seen = []
+    for number in range(10):
+        digest(server.run(talking(seed=200 + number)))
+        seen.append(memory(server))
+    assert max(one["tensors"] for one in seen[3:]) <= max(one["tensors"] for one in seen[:3])
+    growth = min(one["resident"] for one in seen[7:]) - max(one["resident"] for one in seen[:3])
+    assert growth < 16 * 2**20  # bytes; an output kept a run would be found by the count above
+
+
+def test_two_quantisations_in_the_queue_give_what_each_gives_alone(
+    server: Server, other_models: Path
+) -> None:
+    graphs_of_both = [talking(seed=7), talking(base=Q8_0, seed=7)]
+    alone = []
+    for graph in graphs_of_both:
+        free(server)
+        alone.append(digest(server.run(graph)))
+    assert alone[0] != alone[1]
+    free(server)
+    queued = [server.submit(graph) for graph in (*graphs_of_both, talking(seed=8))]
+    together = [digest(server.wait(prompt)) for prompt in queued]
+    assert together[:2] == alone
+    assert digest(server.run(graphs_of_both[0])) == alone[0]
+
+
+def test_model_of_comfyui_beside_ours_disturbs_neither(server: Server, other_models: Path) -> None:
+    ours, theirs = talking(seed=9), core(seed=9)
+    alone = []
+    for graph in (ours, theirs):
+        free(server)
+        alone.append(digest(server.run(graph)))
+    free(server)
+    for other in (core(seed=10), talking(seed=10)):  # so that each is loaded beside the other
+        digest(server.run(other))
+    queued = [server.submit(graph) for graph in (ours, theirs)]
+    assert [digest(server.wait(prompt)) for prompt in queued] == alone
