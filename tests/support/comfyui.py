@@ -20,12 +20,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 HOW_TO_GET = (
-    "Get ComfyUI 0.33 or later (https://github.com/comfyanonymous/ComfyUI), install its "
+    "Get ComfyUI 0.23 or later (https://github.com/comfyanonymous/ComfyUI), install its "
     "requirements into its .venv, and set COMFYUI_PATH to its folder"
 )
 _START_SECONDS = 120
@@ -85,20 +86,39 @@ def find_comfyui() -> Path:
     raise UnavailableError(f"There is no ComfyUI at {looked}. {HOW_TO_GET}.")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """How a server is started, where it differs from the usual.
+
+    Attributes:
+        pack: Folder of the pack.
+        model_paths: Content of `extra_model_paths.yaml`; `elsewhere` in the server's folder is one
+            of diffusion models by default.
+        wrapper: Command that runs the server's command.
+        environment: Variables to add.
+    """
+
+    pack: Path = ROOT
+    model_paths: str = "tests:\n  base_path: {base}\n  diffusion_models: elsewhere\n"
+    wrapper: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 class Server:
     """A running ComfyUI server with the pack, in a folder of its own.
-
-    Its `elsewhere` is a folder of diffusion models by `extra_model_paths`.
 
     Attributes:
         base: Its folder, with `models`, `input` and `output`.
         url: Where it listens.
     """
 
-    def __init__(self, installation: Installation, base: Path) -> None:
+    def __init__(
+        self, installation: Installation, base: Path, launch: Launch | None = None
+    ) -> None:
         self.base = base
         self.url = f"http://127.0.0.1:{_free_port()}"
         self._installation = installation
+        self._launch = launch or Launch()
         self._log = base / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -107,22 +127,22 @@ class Server:
         settings = self.base / "user" / "default" / "comfy.settings.json"
         settings.parent.mkdir(parents=True)
         settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}))
-        elsewhere = self.base / "extra.yaml"
-        elsewhere.write_text(f"tests:\n  base_path: {self.base}\n  diffusion_models: elsewhere\n")
+        model_paths = self.base / "extra.yaml"
+        model_paths.write_text(self._launch.model_paths.replace("{base}", str(self.base)))
         packs = self.base / "custom_nodes"
         packs.mkdir()
-        (packs / "comfyui-multitalk").symlink_to(ROOT, target_is_directory=True)
+        (packs / "comfyui-multitalk").symlink_to(self._launch.pack, target_is_directory=True)
         port = self.url.rpartition(":")[2]
         command = [str(self._installation.python), "main.py", "--cpu", "--port", port]
         command += ["--listen", "127.0.0.1", "--disable-auto-launch", "--disable-api-nodes"]
         command += ["--database-url", "sqlite:///:memory:", "--base-directory", str(self.base)]
-        command += ["--extra-model-paths-config", str(elsewhere)]
+        command += ["--extra-model-paths-config", str(model_paths)]
         command += ["--preview-method", "latent2rgb"]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
-                command,
+                [*self._launch.wrapper, *command],
                 cwd=self._installation.root,
-                env=self._installation.environment,
+                env={**self._installation.environment, **self._launch.environment},
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
