@@ -98,6 +98,18 @@ def test_upstreams_schedule_is_euler_s_and_others_skip_its_last_level_but_one(
     assert schedules["simple, 4, uni_pc"] != schedules["simple, 4, lcm"]  # as KSampler has it
 
 
+def test_previews_are_shown_at_every_step_finer_with_a_small_autoencoder(
+    sampled: Sampled,
+) -> None:
+    assert sampled["previews"]["latent2rgb"] == [[6, 4]] * 4
+    assert sampled["previews"]["taesd"] == [[48, 32]] * 4
+
+
+def test_what_a_sampler_draws_is_fixed_by_seed_and_segment(sampled: Sampled) -> None:
+    assert sampled["draws"]["again"]
+    assert sampled["draws"]["later"]
+
+
 def frames(server: Server, graph: graphs.Graph) -> torch.Tensor:
     """Run a graph and give the frames of the sampler as bytes."""
     graph = graphs.without(graphs.without(graph, "SaveVideo"), "MTK_PreviewStrip")
