@@ -307,7 +307,6 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["MTK_Sampler (node ", "bigger than max", "steps"],
     ),
     "short voice": ({"audio": voice(0.2)}, ["MTK_", "0.20 s", "0.4 s"]),
-    "broken photo": ({"image": b"\x89PNG" + bytes(60)}, ["LoadImage (node "]),
 }  # fmt: skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -11,6 +13,8 @@ try:
 except ModuleNotFoundError:  # Python 3.10
     import tomli as tomllib
 
+# Not on Windows, or not on macOS.
+_ELSEWHERE = {"crypt", "fcntl", "grp", "pty", "pwd", "readline", "resource", "termios", "triton"}
 _PROBE = """
 import importlib.util, logging, pathlib, sys
 root = pathlib.Path(sys.argv[1])
@@ -54,3 +58,28 @@ def test_dependencies_of_pyproject_leave_torch_to_the_host(repository: Path) -> 
     project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
     names = {entry.split(">")[0].split("=")[0].strip() for entry in project["dependencies"]}
     assert names.isdisjoint({"torch", "torchvision", "torchaudio"})
+
+
+def test_no_module_imports_what_windows_or_macos_lacks(repository: Path) -> None:
+    rooms = ("drawing", "multitalk_core", "nodes", "standalone", "wan_gguf_loader")
+    files = [file for room in rooms for file in (repository / room).rglob("*.py")]
+    assert len(files) > 50
+    found = {
+        f"{file.relative_to(repository)}: {name}"
+        for file in files
+        for name in _imports(ast.parse(file.read_text(encoding="utf-8")))
+        if name in _ELSEWHERE
+    }
+    assert found == set()
+
+
+def _imports(node: ast.AST) -> Iterator[str]:
+    """Give the modules imported anywhere but under an `if` about `sys.platform`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "sys.platform" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in child.names)
+        elif isinstance(child, ast.ImportFrom) and child.level == 0 and child.module:
+            yield child.module.partition(".")[0]
+        yield from _imports(child)

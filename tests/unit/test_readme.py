@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -46,3 +47,23 @@ def test_readme_names_examples_that_are_there(readme: str, repository: Path) -> 
     names = set(re.findall(r"examples/[\w.]+\w", readme))
     assert len(names) > 3
     assert [name for name in names if not (repository / name).exists()] == []
+
+
+def test_readme_model_table_is_what_the_lists_ask_for(readme: str, repository: Path) -> None:
+    row = re.compile(r"^ *\| .*? \| `([^`]+)` \| `([^`]+)` \| `([^`]+)` \|$", re.MULTILINE)
+    source = (repository / "nodes" / "host" / "folders.py").read_text(encoding="utf-8")
+    asked = {
+        _literals(call)
+        for call in ast.walk(ast.parse(source))
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "ModelFolder"
+    }
+    assert len(asked) > 3
+    theirs = {entry for entry in row.findall(readme) if entry[2] == "vae"}  # ComfyUI's Load VAE
+    assert len(theirs) == 1
+    assert set(row.findall(readme)) == asked | theirs
+
+
+def _literals(call: ast.Call) -> tuple[str, str, str]:
+    """Give file, repository and folder of a `ModelFolder(...)`."""
+    given = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    return given["file"], given["repository"], given["sources"][0]

@@ -1,6 +1,6 @@
-"""Loaded by a server's Python at its start: only this machine is reached, other attempts are noted.
+"""Loaded by a server's Python at its start: no network but this machine, and no Triton.
 
-The notes go to the file that `NETWORK_LOG` names.
+Attempts to reach further are noted in the file that `NETWORK_LOG` names.
 """
 
 from __future__ import annotations
@@ -39,3 +39,4 @@ def _is_here(host: object) -> bool:
 
 
 sys.addaudithook(_refuse_network)
+sys.modules["triton"] = None  # type: ignore[assignment]  # importing it fails, as on Windows
