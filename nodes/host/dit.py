@@ -69,8 +69,6 @@ class HostMultiTalk(MultiTalkModel):
         Raises:
             InputError: If an input does not fit; the message says which.
         """
-        if "condition" in conditions:  # from core's `generate`
-            return super().forward(latents, timestep, **conditions)
         options = transformer_options or {}
         executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(
             self._predict, self, comfy.patcher_extension.get_all_wrappers(_WRAPPERS, options)

@@ -36,6 +36,8 @@ def test_unchanged_model_samples_as_comfyuis_wan(citizen: Citizen) -> None:
 @pytest.mark.parametrize("name", CHANGES)
 def test_change_of_the_model_acts_as_on_comfyuis_wan(citizen: Citizen, name: str) -> None:
     seen = citizen["hooks"][name]
+    if not seen["known"]:
+        pytest.skip(f"The Wan model of this ComfyUI calls no {name}; get ComfyUI 0.33 or later")
     assert seen["effect"] > 1e-3
     assert seen["against_comfyui"] < 1e-4
 
@@ -68,10 +70,6 @@ def test_torch_compile_takes_the_model_in_one_graph(citizen: Citizen, part: str)
 
 def test_torch_compile_leaves_the_model_as_it_was(citizen: Citizen) -> None:
     assert citizen["compiled"]["restored"]
-
-
-def test_latent_previews_use_the_small_autoencoder_of_wan(citizen: Citizen) -> None:
-    assert citizen["previews"] == {"previewer": "TAEHVPreviewerImpl", "size": [48, 32]}
 
 
 def test_conditioning_without_picture_tokens_says_where_to_get_them(citizen: Citizen) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from scene import ADAPTER, BASE, CPU, Scene, comfyui_wan, distance
@@ -11,11 +11,10 @@ from scene import ADAPTER, BASE, CPU, Scene, comfyui_wan, distance
 # isort: split
 import comfy.conds
 import comfy.context_windows
-import folder_paths
-import latent_preview
 import torch
 import torch._dynamo
 import torch.nn.functional as functional
+from comfy.ldm.wan.model import WanModel
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_context_windows import WanContextWindowsManualNode
 from comfy_extras.nodes_custom_sampler import (
@@ -29,7 +28,6 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_rope import ScaleROPE
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
-from safetensors.torch import save_file
 
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.nodes.host import model
@@ -132,6 +130,7 @@ def hooks(scene: Scene) -> dict[str, Any]:
     """Each change on our MODEL against the same on ComfyUI's, and how much it changes."""
     ours, theirs = model.load_base(BASE), comfyui_wan()
     steps = {"easy cache": 6, "lazy cache": 6}
+    known = 'patches["double_block"]' in inspect.getsource(WanModel.forward_orig)
     plain = {count: scene.sample(ours, steps=count) for count in (3, 6)}
     result = {}
     for name, change in changes().items():
@@ -140,6 +139,7 @@ def hooks(scene: Scene) -> dict[str, Any]:
         result[name] = {
             "against_comfyui": distance(mine, scene.sample(change(theirs), steps=count)),
             "effect": distance(mine, plain[count]),
+            "known": known or name != "double_block",
         }
     return result
 
@@ -162,9 +162,12 @@ def context_windows(_scene: Scene) -> dict[str, Any]:
     """Context windows of 9 frames over 17 against ComfyUI's Wan; the voices cut to a window."""
     scene = Scene(length=17)
     ours, theirs = model.load_base(BASE), comfyui_wan()
+    known = inspect.signature(WanContextWindowsManualNode.execute).parameters
 
     def windowed(patcher: Any) -> Any:
-        options = {"freenoise": False, "retain_first_frame": True}
+        options = {"freenoise": False}
+        if "retain_first_frame" in known:
+            options["retain_first_frame"] = True
         return WanContextWindowsManualNode.execute(
             patcher, 9, 4, "standard_static", 1, False, "pyramid", **options
         ).args[0]
@@ -213,29 +216,6 @@ def compiled(scene: Scene) -> dict[str, Any]:
     return result
 
 
-def previews(_scene: Scene) -> dict[str, Any]:
-    """The latents shown by the small autoencoder of Wan2.1, which lies in models/vae_approx."""
-    from comfy.taesd.taehv import TAEHV
-
-    folder = Path(folder_paths.get_folder_paths("vae_approx")[0])
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(1)
-    decoder = TAEHV(latent_channels=16).state_dict()
-    save_file(
-        {name: value.contiguous() for name, value in decoder.items()},
-        folder / "lighttaew2_1.safetensors",
-    )
-    base = model.load_base(BASE)
-    before = latent_preview.args.preview_method
-    latent_preview.args.preview_method = latent_preview.LatentPreviewMethod.TAESD
-    try:
-        previewer = latent_preview.get_previewer(CPU, base.model.latent_format)
-    finally:
-        latent_preview.args.preview_method = before
-    picture = previewer.decode_latent_to_preview(torch.randn(1, 16, 3, 4, 6))
-    return {"previewer": type(previewer).__name__, "size": list(picture.size)}
-
-
 def foreign_conditions(scene: Scene) -> dict[str, Any]:
     """What a conditioning without picture tokens, or of another Wan model, is told."""
     base = model.load_base(BASE)
@@ -267,7 +247,6 @@ PARTS = {
     "custom_sampling": custom_sampling,
     "context_windows": context_windows,
     "compiled": compiled,
-    "previews": previews,
     "foreign_conditions": foreign_conditions,
     "talking": talking,
 }
