@@ -185,26 +185,30 @@ class Trainer:
     def load(self, path: Path) -> float:
         """Go on from a checkpoint; gives the seconds trained before."""
         tensors, notes = load_checkpoint(path)
+        counters = json.loads(notes["state"])
+        self.step = int(counters["step"])
         averages = dict(self.average.named_parameters())
         with torch.no_grad():
             for name, parameter in self._trained.items():
                 kept = self._kept(name)
                 parameter[kept] = tensors[f"weight.{name}"].to(parameter)
                 averages[name][kept] = tensors[f"average.{name}"].to(parameter)
-                moment = torch.zeros_like(parameter)
-                moment[kept] = (tensors[f"moment.{name}"].to(parameter) / _MOMENT_SCALE).square()
-                state = json.loads(notes["state"])
-                self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(state["step"]), device=self._step_device()),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": moment,
-                }
-        self.step = int(state["step"])
-        return float(state["seconds"])
+                if f"moment.{name}" in tensors:  # not yet, where only clips give a gradient
+                    root = tensors[f"moment.{name}"].to(parameter) / _MOMENT_SCALE
+                    self._optimizer.state[parameter] = self._moments(parameter, kept, root)
+        return float(counters["seconds"])
 
-    def _step_device(self) -> torch.device:
-        """Fused Adam counts on the device, the plain one on the CPU."""
-        return self._device if self._device.type == "cuda" else torch.device("cpu")
+    def _moments(
+        self, parameter: Tensor, kept: tuple[slice, ...], root: Tensor
+    ) -> dict[str, Tensor]:
+        squares = torch.zeros_like(parameter)
+        squares[kept] = root.square()
+        counts_on = self._device if self._device.type == "cuda" else None  # as Adam's fused form
+        return {
+            "step": torch.tensor(float(self.step), device=counts_on),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": squares,
+        }
 
     def _kept(self, name: str) -> tuple[slice, ...]:
         """What of a tensor takes part: the last slice in time of a 2D convolution."""
