@@ -17,6 +17,7 @@ from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.audio import Sound, Timeline
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
+from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
 from comfyui_multitalk.multitalk_core.geometry import Size
 from comfyui_multitalk.multitalk_core.masks import speaker_masks
 from comfyui_multitalk.multitalk_core.pipeline import Speech, Step, generate
@@ -35,6 +36,18 @@ CONFIG = SamplingConfig(steps=2, segment_frames=9, motion_frames=5, color_match=
 def draw(*shape: int, seed: int = 0) -> Tensor:
     """Draw normal numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Core:
+    """The transformer as core calls it, past ComfyUI's calling convention."""
+
+    def __init__(self, net: MultiTalkModel) -> None:
+        self._net = net
+        self.project_audio = net.project_audio
+
+    def __call__(self, *given: Any, **named: Any) -> Tensor:
+        """Predict the velocity."""
+        return MultiTalkModel.forward(self._net, *given, **named)
 
 
 class Scene:
@@ -88,7 +101,7 @@ class Scene:
         masks = speaker_masks(spoken.regions, photo=SIZE) if len(spoken.regions) > 1 else None
         list(
             generate(
-                self.session.transformer,
+                Core(self.session.transformer),
                 self.session.vae,
                 self.session.image_encoder,
                 photo=(self.photo[0] * 255).to(torch.uint8),
