@@ -130,7 +130,7 @@ def draw_clips(
     size = SIZES[people]
     faces = sample_faces(count, people=people, generator=generator)
     order = torch.stack([torch.randperm(people, generator=generator) for _ in range(count)])
-    heard, curves = _speak(count, people, num_frames, speech=speech, generator=generator)
+    heard, curves = speak(count, people, num_frames, speech=speech, generator=generator)
     opening = curves[:, :, PREFIX_FRAMES:, 0]
     if not moving:
         curves = _begin_anyhow(curves[:, :, PREFIX_FRAMES:], generator=generator)
@@ -147,13 +147,13 @@ def draw_clips(
         painted=painted,
         features=heard,
         opening=opening,
-        masks=_masks(boxes.faces, order, size=size, generator=generator),
+        masks=region_tokens(boxes.faces, order, size=size, generator=generator),
         mouths=_cells(boxes.mouths[:, :, -num_frames:], size=size),
         order=order,
     )
 
 
-def _speak(
+def speak(
     count: int, people: int, num_frames: int, *, speech: Speech, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Give features `(B, S, T + 4, L, C)` and curves `(B, S, P + T, 2)` of every speaker."""
@@ -220,7 +220,9 @@ def _paint(
     return video
 
 
-def _masks(boxes: Tensor, order: Tensor, *, size: Size, generator: torch.Generator) -> Tensor:
+def region_tokens(
+    boxes: Tensor, order: Tensor, *, size: Size, generator: torch.Generator
+) -> Tensor:
     """Give token masks: the halves of the picture for half of the clips, loose boxes for others."""
     masks = []
     for faces, places in zip(boxes, order, strict=True):
