@@ -96,12 +96,14 @@ class Launch:
             of diffusion models by default.
         wrapper: Command that runs the server's command.
         environment: Variables to add.
+        arguments: Of ComfyUI, for its device and memory.
     """
 
     pack: Path = ROOT
     model_paths: str = "tests:\n  base_path: {base}\n  diffusion_models: elsewhere\n"
     wrapper: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ("--cpu",)
 
 
 class Server:
@@ -133,8 +135,15 @@ class Server:
         packs.mkdir()
         (packs / "comfyui-multitalk").symlink_to(self._launch.pack, target_is_directory=True)
         port = self.url.rpartition(":")[2]
-        command = [str(self._installation.python), "main.py", "--cpu", "--port", port]
-        command += ["--listen", "127.0.0.1", "--disable-auto-launch", "--disable-api-nodes"]
+        command = [str(self._installation.python), "main.py", *self._launch.arguments]
+        command += [
+            "--port",
+            port,
+            "--listen",
+            "127.0.0.1",
+            "--disable-auto-launch",
+            "--disable-api-nodes",
+        ]
         command += ["--database-url", "sqlite:///:memory:", "--base-directory", str(self.base)]
         command += ["--extra-model-paths-config", str(model_paths)]
         command += ["--preview-method", "latent2rgb"]

@@ -40,6 +40,7 @@ async def memory(_request: web.Request) -> web.Response:
             "alive": sum(not weight.expired() for weight in _watched),
             "tensors": sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()),
             "resident": psutil.Process().memory_info().rss,
+            "card": torch.cuda.memory_allocated() if torch.cuda.is_available() else 0,
         }
     )
 
