@@ -26,6 +26,8 @@ VOICE_SECONDS = 5.0
 _SAMPLES_PER_FRAME = SAMPLE_RATE // FPS
 _LEAST_SPEECH = 0.25
 """Mean opening of the mouth over the first second of a voice that counts as speech."""
+_LEAST_CHANGE = 0.15
+"""Deviation of the opening then; a mouth that stays open shows nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +93,7 @@ def draw_scenes(count: int, *, people: int, seed: int = SEED) -> list[Scene]:
 def cut_voices(
     voices: Mapping[str, NDArray[np.float32]], count: int, *, seed: int = SEED
 ) -> list[Voice]:
-    """Cut pieces of `VOICE_SECONDS` out of held-out voices, each beginning with a shut mouth.
+    """Cut pieces of `VOICE_SECONDS` out of held-out voices, wherever somebody speaks.
 
     Args:
         voices: Recordings `(N,)` at 16 kHz by name; those of `TEST_VOICES` are used if any is
@@ -105,7 +107,7 @@ def cut_voices(
     pieces = []
     for i_piece in range(count):
         name = names[i_piece % len(names)]
-        start = _quiet_start(whole[name].opening, generator=generator)
+        start = _start(whole[name].opening, generator=generator)
         sample = start * _SAMPLES_PER_FRAME
         length = round(VOICE_SECONDS * SAMPLE_RATE)
         pieces.append(_hear(whole[name].track[sample : sample + length].numpy(), name))
@@ -118,13 +120,13 @@ def _hear(recording: NDArray[np.float32], name: str) -> Voice:
     return Voice(track=track, opening=torch.from_numpy(curves[:, 0]))
 
 
-def _quiet_start(opening: Tensor, *, generator: torch.Generator) -> int:
-    """Choose a frame with a shut mouth that speech follows, and a whole piece after it."""
+def _start(opening: Tensor, *, generator: torch.Generator) -> int:
+    """Choose a frame from which somebody speaks, with a whole piece after it."""
     length = round(VOICE_SECONDS * FPS)
     if len(opening) <= length:
         return 0
-    coming = opening.unfold(0, FPS, 1).mean(dim=1)[: len(opening) - length]
-    good = (opening[: len(coming)] < 0.1) & (coming > _LEAST_SPEECH)
+    coming = opening.unfold(0, FPS, 1)[: len(opening) - length]
+    good = (coming.mean(dim=1) > _LEAST_SPEECH) & (coming.std(dim=1) > _LEAST_CHANGE)
     found = good.nonzero()[:, 0]
     if not len(found):
         return 0
