@@ -85,8 +85,8 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         server = Server(Installation(find_comfyui(), cache=ROOT / ".cache"), Path(folder))
-        fill_folders(server.base, tiny=_set(), examples=ROOT / "examples")
-        _draw_photos(server.base / "input")
+        fill_folders(server.base, tiny=chosen_set(), examples=ROOT / "examples")
+        draw_photos(server.base / "input")
         server.start()
         try:
             with open_page(server.url, chromium=chromium, profile=Path(folder) / "profile") as page:
@@ -95,14 +95,16 @@ def main() -> None:
             server.stop()
 
 
-def _set() -> TinySet:
+def chosen_set() -> TinySet:
+    """Give the set whose folder the command names, or the tests' own."""
     if len(sys.argv) < 2:
         return tiny_set()
     trained = TrainedSet(Path(sys.argv[1]).resolve())
     return trained if trained.base.is_file() else TinySet(trained.folder)
 
 
-def _draw_photos(folder: Path) -> None:
+def draw_photos(folder: Path) -> None:
+    """Draw photos like those a trained set learned from into a server's input folder."""
     for people in TEMPLATES.values():
         photo = draw_scenes(1, people=people)[0].photo
         Image.fromarray(photo.numpy()).save(folder / f"drawn_{people}.png")
@@ -111,7 +113,7 @@ def _draw_photos(folder: Path) -> None:
 def _take_all(page: GraphPage) -> None:
     for name, people in TEMPLATES.items():
         page.open(name)
-        _fill(page, people=people)
+        fill(page, people=people)
         _run(page)
         page.video()
         _take(page, name)
@@ -126,7 +128,7 @@ def _take_all(page: GraphPage) -> None:
     page.video()
     _take(page, "subgraph")
     page.open("two_speakers")
-    _fill(page, people=2)
+    fill(page, people=2)
     page.put("MTK_Speaker", right=9000, bottom=9)
     page.run()
     page.details()
@@ -138,7 +140,8 @@ def _values(people: int) -> dict[str, Any]:
     return {**SETTINGS, "longest_side": 128 if people == 1 else 192, "prompt": prompt}
 
 
-def _fill(page: GraphPage, *, people: int) -> None:
+def fill(page: GraphPage, *, people: int) -> None:
+    """Give the open template what a trained set was trained for."""
     values = _values(people)
     page.put("MTK_Sampler", **values)
     page.put("CLIPTextEncode", text=values["prompt"])
