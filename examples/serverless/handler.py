@@ -1,7 +1,7 @@
 """A RunPod serverless worker: a photo and one or two voices in, a talking video out.
 
-    python handler.py                        serves jobs; needs `pip install runpod`
-    python handler.py job.json -o video.mp4  does one job without runpod, and prints its events
+    python handler.py                              serves jobs; needs `pip install runpod`
+    python handler.py --job job.json -o video.mp4  does one job without runpod, prints its events
 
 ComfyUI runs beside it, and its process keeps the models from one job to the next. `handler` is an
 async generator, as RunPod's streaming handlers may be: it yields progress, the video in parts, and
@@ -218,8 +218,10 @@ def _content(value: object, field: str) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve, or do the job of a file here."""
-    parser = argparse.ArgumentParser(description="Photo and voices to a talking video.")
-    parser.add_argument("job", nargs="?", type=Path, help='JSON file: {"input": {...}}')
+    parser = argparse.ArgumentParser(
+        description="Photo and voices to a talking video.", allow_abbrev=False
+    )
+    parser.add_argument("--job", type=Path, help='JSON file: {"input": {...}}')
     parser.add_argument("-o", "--output", type=Path, help="where its video goes")
     options, _ = parser.parse_known_args(arguments)  # runpod reads options of its own
     if options.job is not None:
@@ -227,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import runpod
     except ImportError:
-        parser.error("runpod is not installed. Run `pip install runpod`, or give a job file.")
+        parser.error("runpod is not installed. Run `pip install runpod`, or give --job.")
     runpod.serverless.start({"handler": handler, "return_aggregate_stream": True})
     return 0
 

@@ -368,11 +368,20 @@ def test_handler_is_what_runpod_takes_for_a_stream(serverless: ModuleType) -> No
     assert list(inspect.signature(serverless.handler).parameters) == ["job"]
 
 
+def test_script_without_runpod_says_how_to_get_it() -> None:
+    blocked = "import sys; sys.modules['runpod'] = None; import handler; handler.main([])"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked], cwd=SERVERLESS, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "pip install runpod" in done.stderr
+
+
 def test_script_does_a_job_of_a_file_without_runpod(hosted: Hosted, tmp_path: Path) -> None:
     described, video = tmp_path / "job.json", tmp_path / "video.mp4"
     described.write_text(json.dumps(job()))
     done = subprocess.run(
-        [sys.executable, str(SERVERLESS / "handler.py"), str(described), "-o", str(video)],
+        [sys.executable, str(SERVERLESS / "handler.py"), "--job", str(described), "-o", str(video)],
         capture_output=True,
         text=True,
         check=False,
