@@ -1,6 +1,6 @@
 """Makes the tiny set: every weights file of the method at toy size, in its real format, untrained.
 
-    python -m comfyui_multitalk.tools.make_tiny [FOLDER]     # models/tiny
+    python -m comfyui_multitalk.tools.make_tiny [FOLDER]     # .cache/tiny
 
 The whole path runs on it in seconds on a CPU; what it draws is noise, for nothing here has seen a
 face. Names, layouts and file formats are those of the released files. The same code gives the same
@@ -25,7 +25,7 @@ from .tiny import encoders, vae, wan
 from .tiny.files import TinySet
 
 SEED = 2025
-DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / "models" / "tiny"
+DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / ".cache" / "tiny"
 
 
 def make_tiny(folder: Path) -> TinySet:

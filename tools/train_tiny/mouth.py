@@ -11,6 +11,8 @@ from torch import Tensor
 
 _STRIP = 0.12
 """Half width of the strip, in widths of the mouth box: about 5 pixels of 42."""
+WIDE_OPEN = 0.49
+"""What `opening` reads where a mouth is drawn wide open."""
 
 
 def opening(frames: Tensor, box: Tensor) -> Tensor:
