@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from comfyui_multitalk.tests.support.once import one_at_a_time
 from comfyui_multitalk.tools.parity.pack import GOLDEN, unpack
 
-unpack(GOLDEN)
+with one_at_a_time("golden"):
+    unpack(GOLDEN)

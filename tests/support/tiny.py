@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from comfyui_multitalk.tests.support.once import CACHE, one_at_a_time
 from comfyui_multitalk.tools.make_tiny import TinySet, make_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -12,8 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def tiny_set() -> TinySet:
     """Give the tiny set: from the cache in the repository, or made now."""
-    made = TinySet(ROOT / ".cache" / f"tiny-{_sources_digest()}")
-    return made if all(file.is_file() for file in made.files) else make_tiny(made.folder)
+    made = TinySet(CACHE / f"tiny-{_sources_digest()}")
+    with one_at_a_time("tiny"):
+        return made if all(file.is_file() for file in made.files) else make_tiny(made.folder)
 
 
 def _sources_digest() -> str:
