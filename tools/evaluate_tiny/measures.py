@@ -33,15 +33,17 @@ def best_lag(measured: Tensor, expected: Tensor, *, reach: int = 4) -> int:
     return max(found, key=lambda lag: found[lag])
 
 
-def seam_ratios(video: Tensor, seams: list[int]) -> list[float]:
+def seam_ratios(video: Tensor, seams: list[int], *, every: int = 1) -> list[float]:
     """Compare the change of picture at each seam with the median change.
 
     Args:
         video: `(3, T, H, W)`.
         seams: First frames of later segments.
+        every: Of which frames the median is taken: all, or every fourth from frame 1 on, where a
+            new latent begins.
     """
     change = video.diff(dim=1).abs().mean(dim=(0, 2, 3))
-    middle = float(change.median())
+    middle = float(change[::every].median())
     return [float(change[seam - 1]) / max(middle, 1e-9) for seam in seams]
 
 

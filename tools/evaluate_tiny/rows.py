@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...multitalk_core.geometry import FRAME_STRIDE
 from ..train_tiny.mouth import correlation, opening
 from . import measures
 from .scenes import SEED, Scene, Voice, draw_scenes
@@ -203,11 +204,12 @@ def painted_wall(system: System, material: Material) -> list[Row]:
 def long_video(system: System, material: Material) -> list[Row]:
     """Four segments: seams, colours, the face and the lips hold to the end."""
     others = draw_scenes(_OTHERS, people=1, seed=SEED + 1)
-    seams, drift, first, last, nearer = [], [], [], [], []
+    seams, latents, drift, first, last, nearer = [], [], [], [], [], []
     for number, scene in enumerate(material.singles):
         voice = material.voice(number)
         video = system.film(scene, [voice], num_frames=LONG_FRAMES, seed=number)
         seams += measures.seam_ratios(video, list(_SEAMS))
+        latents += measures.seam_ratios(video, list(_SEAMS), every=FRAME_STRIDE)
         photo = scene.photo.permute(2, 0, 1) / 255
         drift.append(measures.colour_difference(video[:, -1], photo))
         measured = opening(video, scene.mouths[0])
@@ -221,6 +223,13 @@ def long_video(system: System, material: Material) -> list[Row]:
         at_most("long video: change at seams", statistics.median(seams), 1.5, len(seams)),
         at_most("long video: colour drift, delta E", statistics.median(drift), 3, count),
         at_most("long video: sync lost by the last segment", sync, 0.05, count),
+        Row(
+            "long video: the same to other first frames of a latent",
+            statistics.median(latents),
+            "",
+            True,
+            len(latents),
+        ),
         at_least("identity: other faces farther", statistics.fmean(nearer), 0.95, count),
     ]
 

@@ -138,6 +138,9 @@ def test_seam_is_compared_with_the_median_change() -> None:
     assert measures.seam_ratios(video, [20]) == [1.0]
     video[:, 20:] += 2
     assert measures.seam_ratios(video, [20, 30]) == [3.0, 1.0]
+    video[:, 1::4] += 1  # a frame that begins a latent changes more
+    assert measures.seam_ratios(video, [21], every=4) == [1.0]
+    assert measures.seam_ratios(video, [21])[0] > 1.5
 
 
 def test_colour_difference_is_that_of_cie_lab() -> None:
