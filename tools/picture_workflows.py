@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from comfyui_multitalk.tests.browser.graph_page import GraphPage, open_page
+from comfyui_multitalk.tests.host import sounds
 from comfyui_multitalk.tests.host.graphs import ROOT, fill_folders
 from comfyui_multitalk.tests.support.comfyui import Installation, Server, find_comfyui
 from comfyui_multitalk.tests.support.tiny import tiny_set
@@ -41,6 +42,8 @@ SETTINGS = {
 """What the trained set was trained for."""
 TEMPLATES = {"photo_to_talking_video": 1, "two_speakers": 2}
 """People in each one's photo."""
+VOICES = {"voice.wav": 1.32, "left.wav": 0.64, "right.wav": 0.68}
+"""Seconds that each example speaks: together one segment."""
 _ORIGIN = (80, 115)
 """Where the graph begins on the page, below what floats above it, in pixels."""
 _WIDTH = 1600
@@ -87,6 +90,7 @@ def main() -> None:
         server = Server(Installation(find_comfyui(), cache=ROOT / ".cache"), Path(folder))
         fill_folders(server.base, tiny=chosen_set(), examples=ROOT / "examples")
         draw_photos(server.base / "input")
+        shorten_voices(server.base / "input")
         server.start()
         try:
             with open_page(server.url, chromium=chromium, profile=Path(folder) / "profile") as page:
@@ -110,6 +114,14 @@ def draw_photos(folder: Path) -> None:
         Image.fromarray(photo.numpy()).save(folder / f"drawn_{people}.png")
 
 
+def shorten_voices(folder: Path) -> None:
+    """Cut the examples' voices in a server's input folder to one segment."""
+    for name, seconds in VOICES.items():
+        channels, rate = sounds.read(folder / name)
+        kept = (channels[:, : round(seconds * rate)] * 32767).astype("int16")
+        sounds.write(folder / name, list(kept), rate=rate)
+
+
 def _take_all(page: GraphPage) -> None:
     for name, people in TEMPLATES.items():
         page.open(name)
@@ -121,7 +133,8 @@ def _take_all(page: GraphPage) -> None:
     _download(page, "MTK_PreviewSpeakers", "preview_speakers")
     page.clear()
     page.add_from_library("Photo to talking video")
-    values = {**_values(1), "photo": "drawn_1.png"}
+    # a trained set has no LoRA
+    values = {**_values(1), "photo": "drawn_1.png", "strength_model": 0.0}
     page.page.evaluate(_BOX, values)
     page.fit()
     _run(page)
@@ -149,7 +162,7 @@ def fill(page: GraphPage, *, people: int) -> None:
 
 
 def _run(page: GraphPage) -> None:
-    ended = page.run()
+    ended = page.run(seconds=500)
     if ended != "success":
         raise SystemExit(f"A workflow did not run: {ended}")
 

@@ -30,6 +30,7 @@ _MISSING = """app.graph.nodes
     .filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type]).map(n => n.type)"""
 _SET = """([type, values]) => { for (const n of app.graph.nodes) if (n.type == type)
     for (const w of n.widgets) if (w.name in values) w.value = values[w.name] }"""
+_SPEAK = "language => app.ui.settings.setSettingValueAsync('Comfy.Locale', language)"
 _LISTEN = """() => { window.ended = null;
     const end = text => { window.ended ??= text };
     app.api.addEventListener('execution_success', () => end('success'), {once: true});
@@ -90,6 +91,12 @@ class GraphPage:
         """Begin an empty graph."""
         self.page.evaluate("app.graph.clear()")
 
+    def speak(self, language: str) -> None:
+        """Show the page in a language, as the settings' language list does."""
+        self.page.evaluate(_SPEAK, language)
+        self.page.reload(wait_until="domcontentloaded")
+        self.page.wait_for_function(_READY)
+
     def add_from_library(self, name: str) -> None:
         """Add what the Nodes sidebar offers under a name: click it, then a place."""
         self.page.keyboard.press("n")
@@ -117,11 +124,15 @@ class GraphPage:
             self.put(kind, **values)
         self.put("LoadAudio", audio=sound)
 
-    def run(self) -> str:
-        """Press Run; give `success`, `rejected` or the message of the node that failed."""
+    def run(self, *, seconds: float = 240) -> str:
+        """Press Run; give `success`, `rejected` or the message of the node that failed.
+
+        Args:
+            seconds: How long that may take.
+        """
         self.page.evaluate(_LISTEN)
         self.page.click("[data-testid=queue-button]")
-        self.page.wait_for_function("window.ended !== null", timeout=240_000)
+        self.page.wait_for_function("window.ended !== null", timeout=seconds * 1000)
         self.page.evaluate("clearInterval(window.rejected)")
         return str(self.page.evaluate("window.ended")).strip()
 
