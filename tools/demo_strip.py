@@ -25,7 +25,7 @@ from .draw_cartoons import PORTRAIT
 from .train_tiny.articulation import SAMPLE_RATE, articulation
 from .train_tiny.mouth import WIDE_OPEN, correlation, opening
 
-_PREVIEW_SIDE = 256  # pixels
+_PREVIEW_SIDE = 192  # pixels
 _PREVIEW_EVERY = 2  # frames
 _PREVIEW_COLOURS = 96
 

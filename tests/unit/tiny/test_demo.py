@@ -98,7 +98,7 @@ def test_strip_and_preview_are_written(
     with Image.open(strip) as picture, Image.open(preview) as moving:
         assert picture.width == 1280
         assert moving.n_frames == NUM_FRAMES // 2
-        assert moving.size == (256, 256)
+        assert moving.size == (192, 192)
 
 
 def test_strip_without_a_video_tells_how(capsys: pytest.CaptureFixture[str]) -> None:
