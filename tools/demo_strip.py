@@ -27,7 +27,7 @@ from .train_tiny.mouth import WIDE_OPEN, correlation, opening
 
 _PREVIEW_SIDE = 192  # pixels
 _PREVIEW_EVERY = 2  # frames
-_PREVIEW_COLOURS = 96
+_PREVIEW_COLOURS = 255
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,7 +87,8 @@ def _save_preview(frames: Tensor, path: Path) -> None:
         Image.fromarray(frame.numpy()).resize(side, Image.Resampling.BICUBIC)
         for frame in frames[::_PREVIEW_EVERY]
     ]
-    palette = pictures[0].quantize(_PREVIEW_COLOURS)
+    some = np.concatenate([np.asarray(picture) for picture in pictures[::4]])
+    palette = Image.fromarray(some).quantize(_PREVIEW_COLOURS, kmeans=2)
     flat = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     duration = 1000 * _PREVIEW_EVERY // FPS  # milliseconds
     flat[0].save(path, save_all=True, append_images=flat[1:], duration=duration, loop=0)
