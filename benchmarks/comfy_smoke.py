@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from ..tests.host import graphs
+from ..tests.host.digests import free
 from ..tests.support.comfyui import ROOT, Installation, Launch, Server
 from ..tests.support.websocket import Listener
 from .random_weights import full_sizes, small_sizes, write_files
@@ -87,7 +88,7 @@ def _run(server: Server, *, full: bool) -> dict[str, Any]:
             first, second = _steps(server, _graph(server, full=full, steps=2))
         graph = _graph(server, full=full, steps=50)
         interrupt = _interrupt(server, graph, after=1.0 if full else 0.02)
-        server.post("/free", {"unload_models": True, "free_memory": True})
+        free(server)
         time.sleep(5 if full else 1)
         return {
             "seconds": {

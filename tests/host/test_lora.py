@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from comfyui_multitalk.tests.host.digests import segment, shown
+
+if TYPE_CHECKING:
+    from comfyui_multitalk.tests.support.comfyui import Server
 
 pytestmark = pytest.mark.host
 
@@ -93,3 +98,21 @@ def test_what_bytes_cannot_take_part_in_is_refused(
 ) -> None:
     assert said in citizen["refused"][attempt]
     assert not citizen["refused"]["written"]
+
+
+def test_lora_node_changes_the_video_and_leaves_no_trace(server: Server) -> None:
+    def run(*strengths: float) -> str:
+        loras: dict[str, tuple[str, dict[str, Any]]] = {
+            f"lora{number}": (
+                "LoraLoaderModelOnly",
+                {"lora_name": "lora_tiny.safetensors", "strength_model": strength},
+            )
+            for number, strength in enumerate(strengths)
+        }
+        return shown(server.run(segment(**loras)))
+
+    plain, one = run(), run(1.0)
+    assert one != plain
+    assert run(0.0) == plain
+    assert run(1.0, 0.5) not in (plain, one)
+    assert run() == plain

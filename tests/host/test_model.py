@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from comfyui_multitalk.tests.host.digests import segment, shown
+
+if TYPE_CHECKING:
+    from comfyui_multitalk.tests.support.comfyui import Server
 
 pytestmark = pytest.mark.host
 
@@ -23,6 +28,29 @@ CHANGES = (
     "easy cache",
     "lazy cache",
 )
+
+NODES: dict[str, dict[str, Any]] = {
+    "ScaleROPE": {
+        f"{change}_{axis}": 0.5 for change in ("scale", "shift") for axis in ("x", "y", "t")
+    },
+    "EasyCache": {
+        "reuse_threshold": 3.0,
+        "start_percent": 0.0,
+        "end_percent": 1.0,
+        "verbose": False,
+    },
+    "WanContextWindowsManual": {
+        "context_length": 17,
+        "context_overlap": 8,
+        "context_schedule": "standard_static",
+        "context_stride": 1,
+        "closed_loop": False,
+        "fuse_method": "pyramid",
+        "freenoise": False,
+        "retain_first_frame": False,
+        "split_conds_to_windows": False,
+    },
+}
 
 
 def test_every_change_is_tested(citizen: Citizen) -> None:
@@ -80,3 +108,9 @@ def test_conditioning_of_another_wan_model_is_refused(citizen: Citizen) -> None:
     said = citizen["foreign_conditions"]["other model"]
     assert "time_dim_concat" in said
     assert "WanImageToVideo" in said
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_node_on_the_model_reaches_a_guided_segment(server: Server, kind: str) -> None:
+    changed = shown(server.run(segment(node=(kind, NODES[kind]))))
+    assert changed != shown(server.run(segment()))

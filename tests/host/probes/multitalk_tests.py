@@ -1,7 +1,8 @@
 """A custom node of the tests' server: watches our weights by weak reference, shows digests.
 
 `POST /multitalk_tests/watch` begins to watch every weight of ours that is alive; `GET
-/multitalk_tests/memory` tells how many of them still are, and what the process holds.
+/multitalk_tests/alive` tells how many of them still are, `/multitalk_tests/memory` what the process
+holds. None of them collects garbage.
 """
 
 from __future__ import annotations
@@ -32,12 +33,20 @@ async def watch(_request: web.Request) -> web.Response:
     return web.json_response({"models": len(models), "weights": len(_watched)})
 
 
+@PromptServer.instance.routes.get("/multitalk_tests/alive")
+async def alive(_request: web.Request) -> web.Response:
+    """Tell how many watched weights are alive, and whether a request to free is unheard."""
+    flags = PromptServer.instance.prompt_queue.flags
+    return web.json_response(
+        {"weights": sum(not weight.expired() for weight in _watched), "unheard": bool(flags)}
+    )
+
+
 @PromptServer.instance.routes.get("/multitalk_tests/memory")
 async def memory(_request: web.Request) -> web.Response:
-    """Tell what is alive; collects no garbage."""
+    """Tell what the process holds; slow, and in the way of a garbage collection."""
     return web.json_response(
         {
-            "alive": sum(not weight.expired() for weight in _watched),
             "tensors": sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()),
             "resident": psutil.Process().memory_info().rss,
             "card": torch.cuda.memory_allocated() if torch.cuda.is_available() else 0,
