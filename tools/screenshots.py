@@ -64,7 +64,7 @@ def _take_all(graph: GraphPage) -> None:
     graph.page.evaluate(_BARE)
     graph.open(TEMPLATES[0])
     fill(graph, people=2)
-    ended = graph.run()
+    ended = graph.run(seconds=1800)
     if ended != "success":
         raise SystemExit(f"{TEMPLATES[0]} did not run: {ended}")
     graph.picture("MTK_PreviewStrip")
