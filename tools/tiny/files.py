@@ -62,7 +62,12 @@ class TrainedSet(TinySet):
         return self.folder / "wan_tiny_i2v_Q8_0.gguf"
 
     @property
+    def voices(self) -> Path:
+        """Pieces of the voices that no training heard."""
+        return self.folder / "voices.npz"
+
+    @property
     def files(self) -> tuple[Path, ...]:
-        """All of them."""
+        """All weights."""
         weights = (self.base, self.adapter, self.wav2vec2, self.vae)
         return (*weights, self.text_encoder, self.clip_vision)

@@ -19,9 +19,12 @@ from ..convert import convert
 from ..tiny.files import TrainedSet
 from .dataset import VAE_FILE
 from .talker import CONFIG, load_adapter, load_base
+from .voices import SAMPLE_RATE, TEST_VOICES, load_voices, save_voices
 
 MAX_BYTES = 28_000_000
 """Of the whole folder."""
+VOICE_SECONDS = 24
+"""Of each held-out voice that goes with the set, for its evaluation."""
 
 
 def export(training: Path, models: Path) -> TrainedSet:
@@ -47,10 +50,14 @@ def export(training: Path, models: Path) -> TrainedSet:
         shutil.copyfile(training / VAE_FILE, draft.vae)
         for name in ("wav2vec2", "text_encoder", "clip_vision"):
             shutil.copyfile(getattr(source, name), getattr(draft, name))
-        size = sum(file.stat().st_size for file in draft.files)
+        heard = load_voices(source.voices)
+        length = VOICE_SECONDS * SAMPLE_RATE
+        save_voices(draft.voices, {name: heard[name][:length] for name in TEST_VOICES})
+        files = (*draft.files, draft.voices)
+        size = sum(file.stat().st_size for file in files)
         if size > MAX_BYTES:
             raise ValueError(f"The set would take {size:,} bytes; {MAX_BYTES:,} are allowed.")
-        for file in draft.files:
+        for file in files:
             os.replace(file, models / file.name)
     return made
 

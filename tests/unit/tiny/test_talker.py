@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,6 +20,12 @@ from comfyui_multitalk.tools.tiny.wan import is_audio
 from comfyui_multitalk.tools.train_tiny import export, rounding, talker
 from comfyui_multitalk.tools.train_tiny.context import repeat_padding
 from comfyui_multitalk.tools.train_tiny.dataset import Batch
+from comfyui_multitalk.tools.train_tiny.voices import (
+    TEST_VOICES,
+    TRAIN_VOICES,
+    load_voices,
+    save_voices,
+)
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
 SMALL = replace(
@@ -211,8 +218,10 @@ def test_export_writes_what_was_trained(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     for name in ("vae/vae", "wav2vec2_tiny", "umt5_tiny", "clip_vision_tiny"):
         save_file({"x": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+    sound = np.linspace(-0.5, 0.5, 16_000 * 30, dtype=np.float32)
+    save_voices(tmp_path / "voices.npz", {name: sound for name in (*TEST_VOICES, *TRAIN_VOICES)})
     made = export.export(tmp_path, tmp_path / "models")
-    assert sorted(file.name for file in made.files) == sorted(
+    assert sorted(file.name for file in (*made.files, made.voices)) == sorted(
         path.name for path in (tmp_path / "models").iterdir()
     )
     base = open_weights(made.base)
@@ -223,3 +232,7 @@ def test_export_writes_what_was_trained(tmp_path: Path) -> None:
         found = base.dequantize(name, torch.float32)
         assert float((found - value).norm()) <= 1e-3 * float(value.norm()), name
     assert set(open_weights(made.adapter).tensors) == set(adapter)
+    voices = load_voices(made.voices)
+    assert {name: len(voice) for name, voice in voices.items()} == dict.fromkeys(
+        TEST_VOICES, 16_000 * 24
+    )
