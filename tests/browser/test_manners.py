@@ -20,6 +20,9 @@ NODES = json.loads(SCHEMA.read_text())
 CATEGORY = "MultiTalk (Wan2.1 GGUF)"
 LOADED = """address => { const image = [...document.images].find(i => i.src.endsWith(address));
     return !!image && image.complete && image.naturalWidth > 0 }"""
+THUMBNAIL = """name => { const image =
+    document.querySelector(`[data-testid="template-workflow-${name}"] img`);
+    return !!image && image.complete && image.naturalWidth == 640 }"""
 SELECT = """type => app.canvas.selectItems([app.graph.nodes.find(n => n.type == type)])"""
 NAMES = """types => Object.fromEntries(types.map(type => {
     const node = LiteGraph.createNode(type);
@@ -31,6 +34,7 @@ NAMES = """types => Object.fromEntries(types.map(type => {
 def show_help(page: GraphPage, kind: str) -> str:
     """Open a node's help as a user does, by its info button; give all the page's text."""
     page.open("photo_to_talking_video")
+    page.fit()
     page.page.evaluate(SELECT, kind)
     page.page.get_by_test_id("info-button").click()
     page.page.wait_for_function(LOADED, arg=f"/docs/images/{kind}.webp")
@@ -48,10 +52,10 @@ def chinese(page: GraphPage) -> Iterator[GraphPage]:
 def test_templates_show_their_thumbnails_and_open(page: GraphPage) -> None:
     page.clear()
     page.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.page.get_by_text(CATEGORY, exact=True).click()
+    page.page.get_by_text(CATEGORY, exact=True).first.click()
     for name in graphs.WORKFLOWS:
         page.page.get_by_test_id(f"template-workflow-{name}").scroll_into_view_if_needed()
-        page.page.wait_for_function(LOADED, arg=f"/{name}.jpg")
+        page.page.wait_for_function(THUMBNAIL, arg=name)
     page.page.get_by_test_id("template-workflow-two_speakers").click()
     page.page.wait_for_function("app.graph.nodes.some(n => n.type == 'MTK_PreviewSpeakers')")
     assert page.missing() == []
