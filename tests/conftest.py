@@ -36,16 +36,14 @@ def _register_package() -> None:
 _register_package()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Say which tests stay together in one process when several run (`pytest -n 2`).
 
     Those that need ComfyUI share one server; others share what their file has made.
     """
-    for item in items:
-        suite = item.path.relative_to(ROOT / "tests").parts[0]
-        together = "comfyui" if suite in ("host", "browser") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(together))
+    suite = item.path.relative_to(ROOT / "tests").parts[0]
+    together = "comfyui" if suite in ("host", "browser") else str(item.path)
+    item.add_marker(pytest.mark.xdist_group(together))
 
 
 @pytest.fixture(scope="session")
