@@ -1,8 +1,8 @@
 """Takes the pictures of `docs/images`: python -m comfyui_multitalk.tools.picture_workflows [SET]
 
 Opens workflows in a real ComfyUI and Chromium, presses Run, and writes the graphs with their
-finished videos, the previews, and a mistake as the page shows it. `SET` is a folder of weights as
-`models/tiny`; without it the tests' untrained ones are taken, whose videos are noise.
+finished videos, and the previews. `SET` is a folder of weights as `models/tiny`; without it the
+tests' untrained ones are taken, whose videos are noise.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ _TOASTS_SECONDS = 6
 _SHOW = """([left, top, width]) => {
     for (const name of ['Comfy.Minimap.Visible', 'Comfy.Graph.CanvasInfo'])
         app.ui.settings.setSettingValue(name, false);
+    app.ui.settings.setSettingValue('LiteGraph.Canvas.MinFontSizeForLOD', 0);
     const boxes = app.graph.groups.length ? app.graph.groups.map(g => [...g.pos, ...g.size])
         : app.graph.nodes.map(n => [n.pos[0], n.pos[1] - 30, n.size[0], n.size[1] + 30]);
     const x = Math.min(...boxes.map(b => b[0])), y = Math.min(...boxes.map(b => b[1]));
@@ -140,12 +141,6 @@ def _take_all(page: GraphPage) -> None:
     _run(page)
     page.video()
     _take(page, "subgraph")
-    page.open("two_speakers")
-    fill(page, people=2)
-    page.put("MTK_Speaker", right=9000, bottom=9)
-    page.run()
-    page.details()
-    _take(page, "mistake", whole_page=True)
 
 
 def _values(people: int) -> dict[str, Any]:
@@ -167,12 +162,11 @@ def _run(page: GraphPage) -> None:
         raise SystemExit(f"A workflow did not run: {ended}")
 
 
-def _take(page: GraphPage, name: str, *, whole_page: bool = False) -> None:
-    """Take a picture of the graph's groups, or of the whole page."""
+def _take(page: GraphPage, name: str) -> None:
+    """Take a picture of the graph's groups, or of all nodes where there are none."""
     place: FloatRect = page.page.evaluate(_SHOW, [*_ORIGIN, _WIDTH])
     page.page.wait_for_timeout(_TOASTS_SECONDS * 1000)
-    picture = page.page.screenshot() if whole_page else page.page.screenshot(clip=place)
-    _save(picture, name)
+    _save(page.page.screenshot(clip=place), name)
 
 
 def _download(page: GraphPage, kind: str, name: str) -> None:

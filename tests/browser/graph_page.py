@@ -29,7 +29,8 @@ _READY = """() => !!(window.app?.graph
 _MISSING = """app.graph.nodes
     .filter(n => n.has_errors || !LiteGraph.registered_node_types[n.type]).map(n => n.type)"""
 _SET = """([type, values]) => { for (const n of app.graph.nodes) if (n.type == type)
-    for (const w of n.widgets) if (w.name in values) w.value = values[w.name] }"""
+    for (const w of n.widgets) if (w.name in values) {
+        w.value = values[w.name]; w.callback?.(w.value) } }"""
 _SPEAK = "language => app.ui.settings.setSettingValueAsync('Comfy.Locale', language)"
 _LISTEN = """() => { window.ended = null;
     const end = text => { window.ended ??= text };
@@ -88,8 +89,9 @@ class GraphPage:
         self.page.wait_for_function(f"app.graph.nodes.length == {len(workflow['nodes'])}")
 
     def clear(self) -> None:
-        """Begin an empty graph."""
-        self.page.evaluate("app.graph.clear()")
+        """Begin an empty workflow."""
+        self.page.evaluate("app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+        self.page.wait_for_function("app.graph.nodes.length == 0")
 
     def speak(self, language: str) -> None:
         """Show the page in a language, as the settings' language list does."""
