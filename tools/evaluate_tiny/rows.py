@@ -221,17 +221,12 @@ def long_video(system: System, material: Material) -> list[Row]:
         nearer.append(_nearer(scene, video[:, _LATER], others))
     count = len(drift)
     sync = statistics.median(first) - statistics.median(last)
+    like = "long video: the same to other first frames of a latent"
     return [
         at_most("long video: change at seams", statistics.median(seams), 1.5, len(seams)),
+        Row(like, statistics.median(latents), "", True, len(latents)),
         at_most("long video: colour drift, delta E", statistics.median(drift), 3, count),
         at_most("long video: sync lost by the last segment", sync, 0.05, count),
-        Row(
-            "long video: the same to other first frames of a latent",
-            statistics.median(latents),
-            "",
-            True,
-            len(latents),
-        ),
         at_least("identity: other faces farther", statistics.fmean(nearer), 0.95, count),
     ]
 
