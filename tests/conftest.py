@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "comfyui_multitalk"
+_WITH_COMFYUI = ("tests/host/", "tests/browser/")
 
 
 def _register_package() -> None:
@@ -36,14 +37,19 @@ def _register_package() -> None:
 _register_package()
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Say which tests stay together in one process when several run (`pytest -n 2`).
 
     Those that need ComfyUI share one server; others share what their file has made.
     """
-    suite = item.path.relative_to(ROOT / "tests").parts[0]
-    together = "comfyui" if suite in ("host", "browser") else str(item.path)
-    item.add_marker(pytest.mark.xdist_group(together))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "comfyui" if nodeid.startswith(_WITH_COMFYUI) else nodeid.split("::")[0]
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

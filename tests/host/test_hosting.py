@@ -18,7 +18,8 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,7 +198,13 @@ def do(serverless: ModuleType, job: dict[str, Any]) -> list[Event]:
     async def collect() -> list[Event]:
         return [event async for event in serverless.handler(job)]
 
-    return asyncio.run(collect())
+    return in_a_loop(collect())
+
+
+def in_a_loop(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run it in a thread: this one has a loop already while a browser test's page is open."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
 
 
 def error(events: list[Event]) -> str:
@@ -342,7 +349,7 @@ def test_cancelled_job_is_interrupted_and_leaves_nothing(
             await task
         assert task.cancelled()
 
-    asyncio.run(cancel())
+    in_a_loop(cancel())
     assert "Interrupting prompt" in hosted.server.log
     assert left_behind(hosted) == []
 
