@@ -26,10 +26,6 @@ from ..multitalk_core.config import FPS
 from ..multitalk_core.errors import InputError, MultiTalkError
 from ..multitalk_core.geometry import Size
 
-_AAC_RATES = (
-    96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000,
-)  # fmt: skip
-_RATE_OF_OTHERS = 48_000
 _BT709 = 1
 """FFmpeg's number of BT.709 as primaries and as transfer function."""
 _QUALITY = "17"
@@ -50,7 +46,7 @@ class VideoWriter:
             size: Of the frames, even numbers of pixels.
             waveform: The sound, `(1, C, N)` or `(C, N)` with one or two channels; cut or padded
                 with silence to the length of the picture.
-            sample_rate: Of the sound in Hz.
+            sample_rate: Of the sound in Hz, one that AAC knows; `mix` of the core gives such.
             fps: Frames per second.
 
         Raises:
@@ -62,9 +58,8 @@ class VideoWriter:
         self._draft = path.with_name(f".{path.stem}.{os.getpid()}.part")
         self._size = size
         self._fps = fps
-        self._waveform, self._sample_rate = _supported(
-            waveform.reshape(-1, waveform.shape[-1]).float().cpu(), sample_rate
-        )
+        self._waveform = waveform.reshape(-1, waveform.shape[-1]).float().cpu()
+        self._sample_rate = sample_rate
         self._sent = 0
 
     def __enter__(self) -> VideoWriter:
@@ -180,16 +175,3 @@ def require_target(path: Path) -> None:
         raise InputError(f"There is no folder {path.parent}. Make it, or give another one.")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"The folder {path.parent} cannot be written to. Give another one.")
-
-
-def _supported(waveform: Tensor, sample_rate: int) -> tuple[Tensor, int]:
-    """Bring a sound to a rate that AAC knows."""
-    if sample_rate in _AAC_RATES:
-        return waveform, sample_rate
-    layout = "mono" if len(waveform) == 1 else "stereo"
-    frame = av.AudioFrame.from_ndarray(waveform.contiguous().numpy(), format="fltp", layout=layout)
-    frame.sample_rate = sample_rate
-    resampler = av.AudioResampler(format="fltp", layout=layout, rate=_RATE_OF_OTHERS)
-    parts = [*resampler.resample(frame), *resampler.resample(None)]
-    samples = np.concatenate([part.to_ndarray() for part in parts], axis=1)
-    return torch.from_numpy(samples), _RATE_OF_OTHERS

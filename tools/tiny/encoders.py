@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import sentencepiece
@@ -25,7 +26,7 @@ NUM_HEADS = 4
 CLIP_DEVIATIONS = {"class_embedding": 0.5, "position_embedding.weight": 0.5}
 """Standard deviations that differ from the rule of `fill`."""
 _SENTENCES = Path(__file__).with_name("sentences.txt")
-_NUM_PIECES = 800  # at most; 256 of them are bytes, so any script can be written
+_NUM_PIECES = 800
 
 
 def wav2vec2(*, seed: int) -> dict[str, Tensor]:
@@ -56,7 +57,7 @@ def wav2vec2_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
 
 def umt5(*, seed: int) -> dict[str, Tensor]:
     """Draw a UMT5 encoder with its tokenizer inside, as ComfyUI's files have it."""
-    tokenizer = sentencepiece_model()
+    tokenizer = sentencepiece_model(page(), num_pieces=_NUM_PIECES)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
     config = UMT5Config(
         vocab_size=pieces.get_piece_size(),
@@ -111,14 +112,24 @@ def clip_vision_shapes(config: CLIPVisionConfig) -> dict[str, tuple[int, ...]]:
         return meta_shapes(CLIPVisionModelWithProjection(config))
 
 
-def sentencepiece_model() -> bytes:
-    """Train a tokenizer on a page of our own text, with UMT5's special ids."""
+def page() -> list[str]:
+    """Give a page of our own text, by sentences."""
+    return _SENTENCES.read_text(encoding="utf-8").splitlines()
+
+
+def sentencepiece_model(sentences: Sequence[str], *, num_pieces: int) -> bytes:
+    """Train a tokenizer with UMT5's special ids.
+
+    Args:
+        sentences: To train on.
+        num_pieces: At most; 256 of them are bytes, so any script can be written.
+    """
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(_SENTENCES.read_text(encoding="utf-8").splitlines()),
+        sentence_iterator=iter(sentences),
         model_writer=written,
         model_type="unigram",
-        vocab_size=_NUM_PIECES,
+        vocab_size=num_pieces,
         hard_vocab_limit=False,
         byte_fallback=True,
         character_coverage=1.0,

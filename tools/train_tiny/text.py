@@ -11,7 +11,6 @@ sentences of `faces.prompts` are encoded too, as the training of the transformer
 from __future__ import annotations
 
 import argparse
-import io
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -37,7 +36,7 @@ SEED = 5
 NUM_HEADS = 4
 
 _TEXT_DIM = 64
-_NUM_PIECES = 1200  # at most; 256 of them are bytes, so any script can be written
+_NUM_PIECES = 1200
 _BATCH = 64
 _RATE = 3e-3
 _WORD_WEIGHT = 0.3
@@ -76,30 +75,9 @@ class Example(NamedTuple):
 def sentencepiece_model() -> bytes:
     """Train the tokenizer on a page of our own text and on sentences about colours."""
     rng = np.random.default_rng(SEED)
-    lines = [*_page(), *prompts(1)]
+    lines = [*untrained.page(), *prompts(1)]
     lines += [describe(rng, held_out=False).text for _ in range(1500)]
-    written = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=written,
-        model_type="unigram",
-        vocab_size=_NUM_PIECES,
-        hard_vocab_limit=False,
-        byte_fallback=True,
-        character_coverage=1.0,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    return written.getvalue()
-
-
-def _page() -> list[str]:
-    path = Path(untrained.__file__).with_name("sentences.txt")
-    return path.read_text(encoding="utf-8").splitlines()
+    return untrained.sentencepiece_model(lines, num_pieces=_NUM_PIECES)
 
 
 def is_held_out(first: int, wall: int) -> bool:
@@ -156,7 +134,7 @@ def train(tokenizer: bytes, *, steps: int) -> UMT5EncoderModel:
     parameters = [*model.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    page = _page()
+    page = untrained.page()
     for step in range(steps):
         rng = np.random.default_rng([SEED, step])
         batch = [describe(rng, held_out=False) for _ in range(_BATCH - 8)]

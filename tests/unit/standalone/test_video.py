@@ -65,23 +65,20 @@ def _tone(seconds: float, sample_rate: int, *, channels: int = 1) -> Tensor:
     return (0.5 * torch.sin(2 * torch.pi * 440 * time)).expand(1, channels, -1)
 
 
-@pytest.mark.parametrize(
-    ("sample_rate", "played_rate", "channels"),
-    [(16_000, 16_000, 1), (44_100, 44_100, 2), (48_000, 48_000, 1), (37_123, 48_000, 2)],
-)
+@pytest.mark.parametrize(("sample_rate", "channels"), [(16_000, 1), (44_100, 2), (48_000, 1)])
 @pytest.mark.parametrize("seconds", [0.5, 3.0])
 def test_video_sound_is_as_long_as_the_picture(
-    tmp_path: Path, sample_rate: int, played_rate: int, channels: int, seconds: float
+    tmp_path: Path, sample_rate: int, channels: int, seconds: float
 ) -> None:
     path = tmp_path / "out.mp4"
     _write(path, _grey(37), _tone(seconds, sample_rate, channels=channels), sample_rate)
     played = _play(path)
     assert len(played.frames) == 37
     assert played.frames[0].shape == (*SIZE, 3)
-    assert played.sample_rate == played_rate
+    assert played.sample_rate == sample_rate
     assert played.picture_seconds == pytest.approx(37 / 25)
-    assert played.sound_seconds == pytest.approx(37 / 25, abs=1.5 / played_rate)
-    assert abs(played.sound.shape[1] - 37 / 25 * played_rate) <= 1024
+    assert played.sound_seconds == pytest.approx(37 / 25, abs=1.5 / sample_rate)
+    assert abs(played.sound.shape[1] - 37 / 25 * sample_rate) <= 1024
     assert played.first_sound_second == 0
 
 
