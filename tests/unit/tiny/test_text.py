@@ -83,3 +83,10 @@ def test_text_file_is_read_by_the_command_and_the_table_holds_its_tokens(
         assert table[prompt].dtype == torch.float32
         assert (table[prompt] - tokens[0]).norm() < 1e-3 * tokens.norm()
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_training_moves_the_encoder_the_same_way_each_time(tokenizer: bytes) -> None:
+    one, two, longer = (text.train(tokenizer, steps=steps).state_dict() for steps in (1, 1, 2))
+    name = "encoder.block.0.layer.0.SelfAttention.q.weight"
+    assert torch.equal(one[name], two[name])
+    assert not torch.equal(one[name], longer[name])
