@@ -23,8 +23,9 @@ from .errors import MultiTalkError
 from .guidance import Guidance, Pass
 from .schedule import clean_estimate, euler_step, timesteps
 
-Velocity = Callable[[Tensor, float, Pass], Tensor]
-"""The model within one segment: latents `(1, 16, F, h, w)`, timestep, pass -> velocity, float32."""
+Velocities = Callable[[Tensor, float, Sequence[Pass]], list[Tensor]]
+"""The model within one segment: latents `(1, 16, F, h, w)`, timestep, the passes of this step ->
+one velocity for each, in their order, float32."""
 
 GuidedVelocity = Callable[[Tensor, float], Tensor]
 """All passes of one step with their guidance: latents, timestep -> velocity, float32."""
@@ -59,7 +60,7 @@ class SegmentModel:
     token_masks: Tensor | None
     audio_strength: float
 
-    def velocity(self) -> Velocity:
+    def velocities(self) -> Velocities:
         """Give the model as a function; it hears the voices once, here."""
         dtype = self.windows.dtype
         condition, image = self.condition.latents.to(dtype), self.condition.image.to(dtype)
@@ -80,7 +81,9 @@ class SegmentModel:
             )
             return velocity.float()
 
-        return predict
+        return lambda latents, timestep, passes: [
+            predict(latents, timestep, which) for which in passes
+        ]
 
 
 class Solver(Protocol):
@@ -123,10 +126,10 @@ def solve(
 ) -> Tensor:
     """Sample a segment as upstream does; the `Solver` of `generate` unless another is given."""
     guidance = Guidance(config)
-    velocity = model.velocity()
+    velocities = model.velocities()
 
     def guided(latents: Tensor, timestep: float) -> Tensor:
-        return guidance.combine([velocity(latents, timestep, one) for one in guidance.passes])
+        return guidance.combine(velocities(latents, timestep, guidance.passes))
 
     return euler(
         noise,

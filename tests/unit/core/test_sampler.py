@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from comfyui_multitalk.multitalk_core.conditioning import Motion, draw_noise
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
 from comfyui_multitalk.multitalk_core.errors import MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
+from comfyui_multitalk.multitalk_core.guidance import FULL, UNCONDITIONAL, WITHOUT_TEXT
 from comfyui_multitalk.multitalk_core.pipeline import Speech, Step
 from comfyui_multitalk.multitalk_core.sampler import SegmentModel, euler, silent, solve
 from comfyui_multitalk.multitalk_core.schedule import add_noise, timesteps
@@ -190,3 +192,17 @@ def test_silence_is_one_stream() -> None:
     windows = draw(2, 9, 5, 3, 4)
     assert silent(windows).shape == (1, 9, 5, 3, 4)
     assert not silent(windows).any()
+
+
+def test_velocities_are_those_of_the_passes_in_their_order() -> None:
+    recording = Recording()
+    video(solver=recording)
+    velocities, latents = recording.models[0].velocities(), recording.noises[0]
+    passes = (FULL, WITHOUT_TEXT, UNCONDITIONAL)
+    together = velocities(latents, 700.0, passes)
+    for which, velocity in zip(passes, together, strict=True):
+        (alone,) = velocities(latents, 700.0, [which])
+        torch.testing.assert_close(velocity, alone)
+        assert velocity.shape == latents.shape
+    for one, other in itertools.pairwise(together):
+        assert not torch.allclose(one, other)
