@@ -7,6 +7,7 @@ The repository root is the package, whatever its folder is called: tests and too
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "comfyui_multitalk"
 _WITH_COMFYUI = ("tests/host/", "tests/browser/")
+
+
+# Without a card Triton's kernels are interpreted; it must know before its first import.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def _register_package() -> None:

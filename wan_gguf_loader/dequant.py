@@ -3,13 +3,17 @@
 Block layouts follow `ggml-common.h` and `ggml-quants.c`; the arithmetic follows the order of
 `gguf.quants` so that every intermediate rounds alike. Everything runs on the device of the packed
 bytes, with shifts as Python numbers so that nothing is uploaded; the types with lookup tables are
-in `dequant_iq.py`.
+in `dequant_iq.py`. On CUDA the usual types are decoded by `kernels/dequant.py` where Triton is
+installed, with the same results.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,13 +62,31 @@ def dequantize(
             f"{type} weights of shape {shape} need {num_elements // block * block_bytes} bytes, "
             f"not {packed.numel()}."
         )
+    out = torch.empty(num_elements // block, block, dtype=dtype, device=packed.device)
+    kernels = _triton_kernels() if _may_use_kernels(packed) else None
+    if kernels is not None and type in kernels.KERNELS:
+        kernels.dequantize_into(out, packed.contiguous(), type)
+        return out.reshape(shape)
     blocks = packed.reshape(-1, block_bytes)
     decode = _DECODERS[type]
-    out = torch.empty(num_elements // block, block, dtype=dtype, device=packed.device)
     step = _CHUNK_ELEMENTS.get(packed.device.type, _CHUNK_ELEMENTS_DEVICE) // block
     for start in range(0, len(blocks), step):
         out[start : start + step] = decode(blocks[start : start + step])
     return out.reshape(shape)
+
+
+def _may_use_kernels(packed: Tensor) -> bool:
+    """Tell whether Triton may decode a tensor; torch's compiler works on the plain formulas."""
+    return packed.is_cuda and not torch.compiler.is_compiling()
+
+
+@functools.cache
+def _triton_kernels() -> Any | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from .kernels import dequant  # Triton may be missing
+
+    return dequant
 
 
 def _plain(packed: Tensor, stored: torch.dtype, type: str, shape: tuple[int, ...]) -> Tensor:

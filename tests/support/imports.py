@@ -29,7 +29,8 @@ _CORE_EXTRAS = {
 _CORE_LEVELS = (
     {"errors", "config", "geometry", "segments"},
     {"protocols"},
-    {"image", "color", "audio", "masks", "lrope", "kernels"},
+    {"image", "color", "audio", "masks", "lrope", "kernels", "memory"},
+    {"elementwise"},
     {"attention", "audio_features", "audio_tokens"},
     {"hooks"},
     {"dit", "schedule", "guidance", "identify", "weights"},
@@ -153,8 +154,12 @@ def _rule(path: PurePosixPath) -> _Rule:
     if room == "drawing":
         return _Rule({room}, {"torch", "numpy", "PIL"})
     if room == "wan_gguf_loader":
-        return _Rule({room}, {"torch", "numpy", "safetensors", "gguf"})
+        return _Rule({room}, {"torch", "numpy", "safetensors", "gguf"} | _triton(path))
     own_module = _module(path)
     if own_module in _STDLIB_ONLY:
         return _Rule({room}, set())
-    return _Rule({room}, {"torch"} | _CORE_EXTRAS.get(own_module, set()))
+    return _Rule({room}, {"torch"} | _CORE_EXTRAS.get(own_module, set()) | _triton(path))
+
+
+def _triton(path: PurePosixPath) -> set[str]:
+    return {"triton"} if "kernels" in path.parts else set()

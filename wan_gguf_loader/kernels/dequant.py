@@ -1,0 +1,248 @@
+"""Dequantisation of ggml blocks by Triton: packed bytes are read once, weights are written once.
+
+The plain formulas are `dequant.py` and `dequant_iq.py`. All products here are exact in float32 and
+only the last operation rounds, so the results are theirs bit for bit, fused or not. A program
+decodes `R` blocks, seen as `(R, groups, values of a group)` with one scale for each group. Bytes
+are loaded one by one (most block sizes are odd multiples of 2); the L1 cache joins the loads.
+"""
+
+# Triton compiles the bodies below; they are no typed Python.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, no-any-return"
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..types import TYPES_BY_NAME
+
+_PROGRAM_VALUES = 4096
+_NUM_WARPS = 4
+
+
+def dequantize_into(out: Tensor, packed: Tensor, type: str) -> None:
+    """Decode packed weights into `out`, rounding each float32 value once to its dtype.
+
+    Args:
+        out: Contiguous, as many elements as `packed` holds weights.
+        packed: The stored bytes, contiguous uint8 of any shape, on the same device.
+        type: A storage type in `KERNELS`.
+    """
+    _, _, block, block_bytes = TYPES_BY_NAME[type]
+    num_blocks = packed.numel() // block_bytes
+    per_program = _PROGRAM_VALUES // block
+    grid = (triton.cdiv(num_blocks, per_program),)
+    KERNELS[type][grid](packed, out, num_blocks, R=per_program, num_warps=_NUM_WARPS)
+
+
+@triton.jit
+def _blocks(num_blocks, R: tl.constexpr):
+    """Give the numbers of this program's blocks, `(R, 1, 1)`, and which of them exist."""
+    block = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)[:, None, None]
+    return block, block < num_blocks
+
+
+@triton.jit
+def _groups(G: tl.constexpr, S: tl.constexpr):
+    """Give the numbers of groups, `(1, G, 1)`, and of the values in one, `(1, 1, S)`."""
+    return tl.arange(0, G)[None, :, None], tl.arange(0, S)[None, None, :]
+
+
+@triton.jit
+def _byte(at, ok):
+    return tl.load(at, mask=ok, other=0).to(tl.int32)
+
+
+@triton.jit
+def _signed(at, ok):
+    return tl.load(at, mask=ok, other=0).to(tl.int8, bitcast=True).to(tl.int32)
+
+
+@triton.jit
+def _half(at, ok):
+    word = _byte(at, ok) | (_byte(at + 1, ok) << 8)
+    return word.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+
+
+@triton.jit
+def _save(at, value, ok):
+    tl.store(at, value.to(at.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _q4_0(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(1, 32)
+    at = packed + block * 18
+    q = ((_byte(at + 2 + j % 16, ok) >> (j // 16 * 4)) & 15) - 8
+    _save(out + block * 32 + j + g, _half(at, ok) * q.to(tl.float32), ok)
+
+
+@triton.jit
+def _q4_1(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(1, 32)
+    at = packed + block * 20
+    q = (_byte(at + 4 + j % 16, ok) >> (j // 16 * 4)) & 15
+    _save(out + block * 32 + j + g, _half(at, ok) * q.to(tl.float32) + _half(at + 2, ok), ok)
+
+
+@triton.jit
+def _five_bits(high, low, j, ok):
+    """Join the low four bits of a value with the fifth, which stands in a word of its own."""
+    fifth = (_byte(high + j // 8, ok) >> (j % 8)) & 1
+    return ((_byte(low + j % 16, ok) >> (j // 16 * 4)) & 15) | (fifth << 4)
+
+
+@triton.jit
+def _q5_0(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(1, 32)
+    at = packed + block * 22
+    q = _five_bits(at + 2, at + 6, j, ok) - 16
+    _save(out + block * 32 + j + g, _half(at, ok) * q.to(tl.float32), ok)
+
+
+@triton.jit
+def _q5_1(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(1, 32)
+    at = packed + block * 24
+    q = _five_bits(at + 4, at + 8, j, ok)
+    _save(out + block * 32 + j + g, _half(at, ok) * q.to(tl.float32) + _half(at + 2, ok), ok)
+
+
+@triton.jit
+def _q8_0(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(1, 32)
+    at = packed + block * 34
+    _save(out + block * 32 + j + g, _half(at, ok) * _signed(at + 2 + j, ok).to(tl.float32), ok)
+
+
+@triton.jit
+def _two_bits(at, g, j, ok):
+    """Read the two-bit fields of Q2_K and Q3_K: runs of 32 bytes, each four runs of values."""
+    return (_byte(at + g // 8 * 32 + g % 2 * 16 + j, ok) >> (g % 8 // 2 * 2)) & 3
+
+
+@triton.jit
+def _q2_k(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(16, 16)
+    at = packed + block * 84
+    both = _byte(at + g, ok)
+    scale = _half(at + 80, ok) * (both & 15).to(tl.float32)
+    low = _half(at + 82, ok) * (both >> 4).to(tl.float32)
+    q = _two_bits(at + 16, g, j, ok)
+    _save(out + block * 256 + g * 16 + j, scale * q.to(tl.float32) - low, ok)
+
+
+@triton.jit
+def _q3_k(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(16, 16)
+    at = packed + block * 110
+    six = (_byte(at + 96 + g % 8, ok) >> (g // 8 * 4)) & 15
+    six = six | (((_byte(at + 104 + g % 4, ok) >> (g // 4 * 2)) & 3) << 4)
+    scale = _half(at + 108, ok) * (six - 32).to(tl.float32)
+    high = (_byte(at + g % 2 * 16 + j, ok) >> (g // 2)) & 1
+    q = _two_bits(at + 32, g, j, ok) - ((high ^ 1) << 2)  # a clear high bit means minus 4
+    _save(out + block * 256 + g * 16 + j, scale * q.to(tl.float32), ok)
+
+
+@triton.jit
+def _scale_min(at, g, ok):
+    """Read the scale and the minimum of each group of Q4_K and Q5_K."""
+    low, mid, mixed = (
+        _byte(at + 4 + g % 4, ok),
+        _byte(at + 8 + g % 4, ok),
+        _byte(at + 12 + g % 4, ok),
+    )
+    scale = tl.where(g < 4, low & 63, (mixed & 15) | ((low >> 2) & 48))
+    minimum = tl.where(g < 4, mid & 63, (mixed >> 4) | ((mid >> 2) & 48))
+    return _half(at, ok) * scale.to(tl.float32), _half(at + 2, ok) * minimum.to(tl.float32)
+
+
+@triton.jit
+def _q4_k(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(8, 32)
+    at = packed + block * 144
+    scale, low = _scale_min(at, g, ok)
+    q = (_byte(at + 16 + g // 2 * 32 + j, ok) >> (g % 2 * 4)) & 15
+    _save(out + block * 256 + g * 32 + j, scale * q.to(tl.float32) - low, ok)
+
+
+@triton.jit
+def _q5_k(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(8, 32)
+    at = packed + block * 176
+    scale, low = _scale_min(at, g, ok)
+    q = (_byte(at + 48 + g // 2 * 32 + j, ok) >> (g % 2 * 4)) & 15
+    q = q | (((_byte(at + 16 + j, ok) >> g) & 1) << 4)
+    _save(out + block * 256 + g * 32 + j, scale * q.to(tl.float32) - low, ok)
+
+
+@triton.jit
+def _q6_k(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(16, 16)
+    at = packed + block * 210
+    scale = _half(at + 208, ok) * _signed(at + 192 + g, ok).to(tl.float32)
+    q = (_byte(at + g // 8 * 64 + g % 4 * 16 + j, ok) >> (g % 8 // 4 * 4)) & 15
+    high = _byte(at + 128 + g // 8 * 32 + g % 2 * 16 + j, ok) >> (g % 8 // 2 * 2)
+    q = (q | ((high & 3) << 4)) - 32
+    _save(out + block * 256 + g * 16 + j, scale * q.to(tl.float32), ok)
+
+
+@triton.jit
+def _iq4_value(index):
+    """Look a four-bit index up: the sixteen values of IQ4 as the bytes of four words."""
+    first = tl.where(index % 8 < 4, 0xBFAD9881, 0xF6EADDCF)  # -127 -104 -83 -65 | -49 -35 -22 -10
+    last = tl.where(index % 8 < 4, 0x26190D01, 0x71594535)  # 1 13 25 38 | 53 69 89 113
+    word = tl.where(index < 8, first, last).to(tl.uint32)
+    return (word >> (index % 4 * 8).to(tl.uint32)).to(tl.int8).to(tl.float32)
+
+
+@triton.jit
+def _iq4_nl(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(1, 32)
+    at = packed + block * 18
+    index = (_byte(at + 2 + j % 16, ok) >> (j // 16 * 4)) & 15
+    _save(out + block * 32 + j + g, _half(at, ok) * _iq4_value(index), ok)
+
+
+@triton.jit
+def _iq4_xs(packed, out, num_blocks, R: tl.constexpr):
+    block, ok = _blocks(num_blocks, R)
+    g, j = _groups(8, 32)
+    at = packed + block * 136
+    six = (_byte(at + 4 + g // 2, ok) >> (g % 2 * 4)) & 15
+    six = six | (((_byte(at + 2 + g // 4, ok) >> (g % 4 * 2)) & 3) << 4)
+    scale = _half(at, ok) * (six - 32).to(tl.float32)
+    index = (_byte(at + 8 + g * 16 + j % 16, ok) >> (j // 16 * 4)) & 15
+    _save(out + block * 256 + g * 32 + j, scale * _iq4_value(index), ok)
+
+
+KERNELS: Mapping[str, Any] = {
+    "Q4_0": _q4_0,
+    "Q4_1": _q4_1,
+    "Q5_0": _q5_0,
+    "Q5_1": _q5_1,
+    "Q8_0": _q8_0,
+    "Q2_K": _q2_k,
+    "Q3_K": _q3_k,
+    "Q4_K": _q4_k,
+    "Q5_K": _q5_k,
+    "Q6_K": _q6_k,
+    "IQ4_NL": _iq4_nl,
+    "IQ4_XS": _iq4_xs,
+}
+"""The types people's files are in; the others are decoded by the plain formulas."""
