@@ -6,8 +6,8 @@ which L-RoPE takes its labels. Follows `WanSelfAttention` and `WanI2VCrossAttent
 `get_attn_map_with_target` in `wan/utils/multitalk_utils.py`.
 
 Departures: the reference map averages all heads (upstream drops the last of an odd count), its
-softmax is float32 in any precision, it is computed only when two speakers are present, and a region
-without tokens wins no token (upstream: NaN everywhere).
+softmax is float32 in any precision, it is computed only when two speakers are present, by attention
+that never holds its scores, and a region without tokens wins no token (upstream: NaN everywhere).
 
 Letters: B batch, S speakers, F latent frames, N tokens, M context tokens, A heads, D head width.
 """
@@ -23,13 +23,13 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from .config import AudioConfig, ModelConfig
+from .elementwise import add, rms_norm, rms_norm_rotated
 from .lrope import Rotation, audio_positions, label_rotation, rotate
+from .memory import Recall, compute
 from .protocols import Ops
 
 IMAGE_TOKENS = 257
 """CLIP tokens of the photo: one class token and 16 x 16 patches; they stand before the text."""
-
-_MAP_BYTES = 256 * 2**20
 
 
 class SelfAttended(NamedTuple):
@@ -86,7 +86,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `(..., dim)`; same shape and dtype."""
-        return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return rms_norm(x, weight=self.weight, eps=self.eps)
+
+    def rotated(self, x: Tensor, *, num_heads: int, rotation: Rotation) -> Tensor:
+        """Normalise `(B, N, dim)` and turn its heads: `(B, N, A, D)`."""
+        return rms_norm_rotated(
+            x, weight=self.weight, eps=self.eps, num_heads=num_heads, rotation=rotation
+        )
 
 
 class SelfAttention(nn.Module):
@@ -119,10 +125,9 @@ class SelfAttention(nn.Module):
 
     def project(self, x: Tensor, *, rotation: Rotation) -> Heads:
         """Give the normalised and turned queries and keys, and the values."""
-        split = (self.num_heads, -1)
-        q = rotate(self.norm_q(self.q(x)).unflatten(-1, split), rotation)
-        k = rotate(self.norm_k(self.k(x)).unflatten(-1, split), rotation)
-        return Heads(q, k, self.v(x).unflatten(-1, split))
+        q = self.norm_q.rotated(self.q(x), num_heads=self.num_heads, rotation=rotation)
+        k = self.norm_k.rotated(self.k(x), num_heads=self.num_heads, rotation=rotation)
+        return Heads(q, k, self.v(x).unflatten(-1, (self.num_heads, -1)))
 
 
 class CrossAttention(nn.Module):
@@ -143,17 +148,36 @@ class CrossAttention(nn.Module):
         self.v_img = ops.Linear(config.dim, config.dim, device=device)
         self.norm_k_img = RMSNorm(config.dim, eps=config.eps, device=device)
 
-    def forward(self, x: Tensor, context: Tensor, *, attends: Attends = PLAIN) -> Tensor:
-        """Let tokens `(B, N, dim)` attend to `(B, 257 + text_len, dim)`, image tokens first."""
-        split = (self.num_heads, -1)
-        image, text = context[:, :IMAGE_TOKENS], context[:, IMAGE_TOKENS:]
-        q = self.norm_q(self.q(x)).unflatten(-1, split)
-        k = self.norm_k(self.k(text)).unflatten(-1, split)
-        tokens = attends.text(q, k, self.v(text).unflatten(-1, split))
-        k = self.norm_k_img(self.k_img(image)).unflatten(-1, split)
-        tokens = tokens + attends.image(q, k, self.v_img(image).unflatten(-1, split))
-        output: Tensor = self.o(tokens.flatten(2))
+    def forward(
+        self, x: Tensor, context: Tensor, *, attends: Attends = PLAIN, recall: Recall = compute
+    ) -> Tensor:
+        """Attend to photo and text.
+
+        Args:
+            x: Video tokens, `(B, N, dim)`.
+            context: `(B, 257 + text_len, dim)`, image tokens first.
+            attends: Who computes the attention.
+            recall: Gives the keys and values, which stay the same throughout a segment.
+
+        Returns:
+            `(B, N, dim)`.
+        """
+        q = self.norm_q(self.q(x)).unflatten(-1, (self.num_heads, -1))
+        k, v = recall("text", lambda: self._keys(context[:, IMAGE_TOKENS:], of_image=False))
+        tokens = attends.text(q, k, v)
+        k, v = recall("image", lambda: self._keys(context[:, :IMAGE_TOKENS], of_image=True))
+        tokens = add(tokens.flatten(2), attends.image(q, k, v).flatten(2))
+        output: Tensor = self.o(tokens)
         return output
+
+    def _keys(self, context: Tensor, *, of_image: bool) -> tuple[Tensor, Tensor]:
+        """Give the keys and values of one kind of context tokens, `(B, M, A, D)` each."""
+        split = (self.num_heads, -1)
+        if of_image:
+            k, v = self.norm_k_img(self.k_img(context)), self.v_img(context)
+        else:
+            k, v = self.norm_k(self.k(context)), self.v(context)
+        return k.unflatten(-1, split), v.unflatten(-1, split)
 
 
 class AudioAttention(nn.Module):
@@ -180,6 +204,7 @@ class AudioAttention(nn.Module):
         *,
         labels: Tensor | None = None,
         attend: Attend = attend,
+        recall: Recall = compute,
     ) -> Tensor:
         """Attend to the voices.
 
@@ -189,12 +214,13 @@ class AudioAttention(nn.Module):
             labels: Label position of every video token, `(B, N)`; `None` for one speaker, which
                 turns nothing.
             attend: Who computes the attention.
+            recall: Gives the keys and values, which stay the same throughout a segment.
 
         Returns:
             `(B, N, dim)`.
         """
         batch, frames = x.shape[0], audio.shape[1]
-        q, k, v = self.project(x, audio, labels=labels)
+        q, k, v = self.project(x, audio, labels=labels, recall=recall)
         tokens = attend(
             q.reshape(batch * frames, -1, *q.shape[2:]),
             k.expand(batch, *k.shape[1:]).flatten(0, 1),
@@ -203,26 +229,32 @@ class AudioAttention(nn.Module):
         output: Tensor = self.proj(tokens.reshape(x.shape))
         return output
 
-    def project(self, x: Tensor, audio: Tensor, *, labels: Tensor | None) -> Heads:
+    def project(
+        self, x: Tensor, audio: Tensor, *, labels: Tensor | None, recall: Recall = compute
+    ) -> Heads:
         """Give queries `(B, N, A, D)`, and keys and values `(1 or B, F, M, A, D)`; labels turn."""
+        q = self.q_linear(x).unflatten(-1, (self.num_heads, -1))
+        k, v = recall("audio", lambda: self._keys(audio, turned=labels is not None))
+        if labels is not None:
+            q = rotate(q, label_rotation(labels, head_dim=q.shape[-1]))
+        return Heads(q, k, v)
+
+    def _keys(self, audio: Tensor, *, turned: bool) -> tuple[Tensor, Tensor]:
         split = (self.num_heads, -1)
-        q = self.q_linear(x).unflatten(-1, split)
         k, v = (part.unflatten(-1, split) for part in self.kv_linear(audio).chunk(2, dim=-1))
-        if labels is None:
-            return Heads(q, k, v)
-        places = audio_positions(audio.shape[2] // 2, device=x.device)
-        k_turn = label_rotation(places, head_dim=q.shape[-1])
-        q = rotate(q, label_rotation(labels, head_dim=q.shape[-1]))
-        return Heads(q, rotate(k.flatten(0, 1), k_turn).view_as(k), v)
+        if turned:
+            places = audio_positions(audio.shape[2] // 2, device=audio.device)
+            turn = label_rotation(places, head_dim=k.shape[-1])
+            k = rotate(k.flatten(0, 1), turn).view_as(k)
+        return k, v
 
 
 @torch.no_grad()
 def reference_map(q_BNAD: Tensor, k_BNAD: Tensor, *, token_masks: Tensor) -> Tensor:  # noqa: N803
     """Tell how much each video token looks at each region of the photo (the first latent frame).
 
-    The mean over a region's tokens, and over all heads, of the attention to the first frame. Worked
-    through in stretches of queries: never more than a fixed number of bytes of scores at once.
-    No gradient flows through it, as upstream.
+    The mean over a region's tokens, and over all heads, of the attention to the first frame: an
+    attention whose values are the masks. No gradient flows through it, as upstream.
 
     Args:
         q_BNAD: Queries of all tokens, turned by the grid.
@@ -233,15 +265,11 @@ def reference_map(q_BNAD: Tensor, k_BNAD: Tensor, *, token_masks: Tensor) -> Ten
     Returns:
         `(B, S + 1, N)`, float32.
     """
-    masks = token_masks.to(device=q_BNAD.device, dtype=torch.float32)
-    weights = masks / masks.sum(dim=-1, keepdim=True).clamp(min=1.0)
-    num_keys = masks.shape[-1]
-    k_BADM = k_BNAD[:, :num_keys].permute(0, 2, 3, 1)  # noqa: N806
-    batch, num_queries, num_heads, width = q_BNAD.shape
-    stretch = max(1, _MAP_BYTES // (4 * batch * num_heads * num_keys))
-    parts = []
-    for start in range(0, num_queries, stretch):
-        q_BAND = q_BNAD[:, start : start + stretch].transpose(1, 2) * width**-0.5  # noqa: N806
-        attention = (q_BAND @ k_BADM).softmax(dim=-1, dtype=torch.float32)
-        parts.append((attention.mean(dim=1) @ weights.mT).transpose(1, 2))
-    return torch.cat(parts, dim=-1)
+    batch, _, num_heads, width = q_BNAD.shape
+    masks = token_masks.to(q_BNAD.device).expand(batch, -1, -1)
+    num_regions, num_keys = masks.shape[1:]
+    # As wide as queries and keys: the fast kernels want that.
+    values = functional.pad(masks.mT.to(q_BNAD.dtype), (0, max(width - num_regions, 0)))
+    looks = attend(q_BNAD, k_BNAD[:, :num_keys], values.unsqueeze(2).expand(-1, -1, num_heads, -1))
+    sizes = masks.sum(dim=-1, dtype=torch.float32).clamp(min=1.0)
+    return looks[..., :num_regions].mean(dim=2, dtype=torch.float32).mT / sizes.unsqueeze(2)

@@ -8,12 +8,19 @@ Follows `WanModel` in MultiTalk `wan/modules/multitalk_model.py`. With `config.a
 base model alone. Departures: a true batch axis, and those named in `attention.py`. The time path,
 modulation, norms, rotations and softmaxes are float32 inside; all else is in the latents' dtype.
 
+A batch, such as the passes of a guided step, goes through each part of a block together, so that a
+weight is decoded or moved once for all of it; where one entry fills a card already, they take turns
+within the part, and need the memory of one.
+
 Letters: B batch, S speakers, T video frames, F latent frames, N tokens, L text tokens.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as functional
@@ -22,26 +29,53 @@ from torch import Tensor, nn
 from .attention import IMAGE_TOKENS, AudioAttention, CrossAttention, SelfAttention
 from .audio_tokens import AudioProjection, join_speakers
 from .config import ModelConfig
+from .elementwise import add, gelu, normalize
 from .errors import InputError
 from .geometry import GridSize
 from .hooks import NO_HOOKS, BlockCall, Hooks
 from .lrope import MAX_SPEAKERS, Rotation, grid_rotation, label_positions
+from .memory import Memory, Recall
 from .protocols import Ops, TorchOps
 
 Device = torch.device | str | None
 
 _IMAGE_NORM_EPS = 1e-5
 _MAX_PERIOD = 10000.0
+_PART_TOKENS = 16384
+"""Video tokens that are worked on at once at least, if the batch has them: a matrix product of so
+many rows fills any card, and more would only take memory."""
+
+
+class Part(NamedTuple):
+    """Entries of the batch that are worked on at once, with what they hear.
+
+    Attributes:
+        entries: Which they are.
+        audio: Audio tokens, `(1 or entries, F, M, token_dim)`, or `None`.
+        token_masks: Regions of two speakers, `(3 or entries x 3, tokens of a frame)`, else `None`.
+    """
+
+    entries: slice
+    audio: Tensor | None
+    token_masks: Tensor | None
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm in float32 with weights of any dtype; the result has the input's dtype."""
+    """Layer norm of `(B, N, D)` in float32, weights of any dtype; the result has the input's."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last axis."""
-        weight = None if self.weight is None else self.weight.to(input.dtype)
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return functional.layer_norm(input, self.normalized_shape, weight, bias, self.eps)
+        if self.weight is None:
+            return functional.layer_norm(input, self.normalized_shape, eps=self.eps)
+        return normalize(input, gain=self.weight, shift=self.bias, eps=self.eps)
+
+
+class GELU(nn.Module):
+    """The tanh approximation, in place where no gradient is recorded."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply it to each number."""
+        return gelu(input)
 
 
 class PatchEmbedding(nn.Conv3d):
@@ -87,6 +121,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, *, ops: Ops, device: Device = None) -> None:
         super().__init__()
         dim, eps = config.dim, config.eps
+        self._hold = ops.hold
         self.norm1 = LayerNorm(dim, eps=eps, elementwise_affine=False)
         self.self_attn = SelfAttention(config, ops=ops, device=device)
         self.norm3 = LayerNorm(dim, eps=eps, device=device)
@@ -94,10 +129,11 @@ class Block(nn.Module):
         self.norm2 = LayerNorm(dim, eps=eps, elementwise_affine=False)
         self.ffn = nn.Sequential(
             ops.Linear(dim, config.ffn_dim, device=device),
-            nn.GELU(approximate="tanh"),
+            GELU(),
             ops.Linear(config.ffn_dim, dim, device=device),
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, dim, device=device) / dim**0.5)
+        self.eps = eps
         if config.audio is not None:
             self.audio_cross_attn = AudioAttention(config, config.audio, ops=ops, device=device)
             self.norm_x = (
@@ -113,45 +149,84 @@ class Block(nn.Module):
         context: Tensor,
         rotation: Rotation,
         *,
-        audio: Tensor | None = None,
-        token_masks: Tensor | None = None,
+        parts: Sequence[Part],
         audio_strength: float = 1.0,
         hooks: Hooks = NO_HOOKS,
+        recalls: Sequence[Recall],
     ) -> Tensor:
         """Refine the tokens.
 
         Args:
-            x: Video tokens, `(B, N, dim)`.
+            x: Video tokens, `(B, N, dim)`; overwritten where no gradient is recorded.
             time: Projected time step, `(B, 6, dim)`, float32.
             context: Image and text tokens, `(B, 257 + text_len, dim)`.
             rotation: Of every video token.
-            audio: Audio tokens, `(1 or B, F, M, token_dim)`, or `None`.
-            token_masks: Regions of two speakers, `(3 or B x 3, tokens of a frame)`, else `None`.
+            parts: The batch in parts; one alone where gradients are recorded.
             audio_strength: Multiplier of what the voices add.
             hooks: What a host does inside.
+            recalls: Of the keys and values, one for each part.
 
         Returns:
             `(B, N, dim)`, same dtype.
         """
-        modulation = (self.modulation.float() + time).unsqueeze(2).unbind(1)
-        y, looks = self.self_attn(
-            modulate(self.norm1(x), shift=modulation[0], scale=modulation[1]).to(x.dtype),
-            rotation=rotation,
-            token_masks=token_masks,
-            attend=hooks.attends.video,
+        shift1, scale1, gate1, shift2, scale2, gate2 = (
+            (self.modulation.float() + time).unsqueeze(2).unbind(1)
         )
-        x = _add_gated(x, y, gate=modulation[2])
-        x = x + self.cross_attn(self.norm3(x), context, attends=hooks.attends)
+        looks: list[Tensor | None] = []
+        with self._held(self.self_attn, parts):
+            for entries, _, token_masks in parts:
+                y = normalize(
+                    x[entries], gain=1 + scale1[entries], shift=shift1[entries], eps=self.eps
+                )
+                seen = self.self_attn(
+                    y, rotation=rotation, token_masks=token_masks, attend=hooks.attends.video
+                )
+                looks.append(seen.reference_map)
+                x = _add_part(x, entries, seen.tokens, gate=gate1[entries])
+        with self._held(self.cross_attn, parts):
+            for (entries, _, _), recall in zip(parts, recalls, strict=True):
+                y = self.cross_attn(
+                    self.norm3(x[entries]), context[entries], attends=hooks.attends, recall=recall
+                )
+                x = _add_part(x, entries, y)
         if hooks.after_context is not None:
             x = hooks.after_context(x)
-        if audio is not None:
-            labels = None if looks is None else label_positions(looks)
-            y = self.audio_cross_attn(
-                self.norm_x(x), audio, labels=labels, attend=hooks.attends.audio
-            )
-            x = torch.add(x, y, alpha=audio_strength)
-        y = self.ffn(modulate(self.norm2(x), shift=modulation[3], scale=modulation[4]).to(x.dtype))
-        return _add_gated(x, y, gate=modulation[5])
+        if parts[0].audio is not None:
+            x = self._hear(x, parts, looks, strength=audio_strength, hooks=hooks, recalls=recalls)
+        with self._held(self.ffn, parts):
+            for entries, _, _ in parts:
+                y = normalize(
+                    x[entries], gain=1 + scale2[entries], shift=shift2[entries], eps=self.eps
+                )
+                x = _add_part(x, entries, self.ffn(y), gate=gate2[entries])
+        return x
+
+    def _hear(
+        self,
+        x: Tensor,
+        parts: Sequence[Part],
+        looks: Sequence[Tensor | None],
+        *,
+        strength: float,
+        hooks: Hooks,
+        recalls: Sequence[Recall],
+    ) -> Tensor:
+        with self._held(self.audio_cross_attn, parts):
+            for (entries, audio, _), seen, recall in zip(parts, looks, recalls, strict=True):
+                y = self.audio_cross_attn(
+                    self.norm_x(x[entries]),
+                    audio,
+                    labels=None if seen is None else label_positions(seen),
+                    attend=hooks.attends.audio,
+                    recall=recall,
+                )
+                x = _add_part(x, entries, y, gate=strength)
+        return x
+
+    def _held(
+        self, layers: nn.Module, parts: Sequence[Part]
+    ) -> contextlib.AbstractContextManager[None]:
+        return self._hold(layers) if len(parts) > 1 else contextlib.nullcontext()
 
 
 class Head(nn.Module):
@@ -192,7 +267,7 @@ class MultiTalkModel(nn.Module):
         )
         self.text_embedding = nn.Sequential(
             ops.Linear(config.text_dim, dim, device=device),
-            nn.GELU(approximate="tanh"),
+            GELU(),
             ops.Linear(dim, dim, device=device),
         )
         self.time_embedding = nn.Sequential(
@@ -234,10 +309,11 @@ class MultiTalkModel(nn.Module):
         condition: Tensor,
         text: Tensor,
         image: Tensor,
-        audio: Tensor | None = None,
+        audio: Tensor | Sequence[Tensor] | None = None,
         token_masks: Tensor | None = None,
         audio_strength: float = 1.0,
         hooks: Hooks = NO_HOOKS,
+        memory: Memory | None = None,
     ) -> Tensor:
         """Predict the velocity of noisy latents.
 
@@ -248,12 +324,14 @@ class MultiTalkModel(nn.Module):
             condition: Four mask channels, then the encoded photo, `(B, 20, F, h, w)`.
             text: Text tokens, `(B, L, text_dim)`, L at most `text_len`; zero rows fill it up.
             image: CLIP tokens of the photo, `(B, 257, image_dim)`.
-            audio: Audio tokens, `(1 or B, F, S * num_tokens, token_dim)`; `None` is the base model.
+            audio: Audio tokens, `(1 or B, F, S * num_tokens, token_dim)`, or such of one entry for
+                each of the batch, where their numbers of speakers differ; `None` is the base model.
             token_masks: Where each speaker is on the token grid of one frame, then the background,
                 `(S + 1, h / 2 * w / 2)` for all of the batch or `(B, S + 1, h / 2 * w / 2)` for
                 each, 0 or 1; used only when `audio` holds two speakers.
             audio_strength: Multiplier of what the voices add; 0 is the base model.
             hooks: What a host does inside the blocks.
+            memory: Of a segment whose `text`, `image` and `audio` stay the same from call to call.
 
         Returns:
             Velocity, `(B, 16, F, h, w)`, in the latents' dtype.
@@ -262,22 +340,27 @@ class MultiTalkModel(nn.Module):
             InputError: If an input does not fit; the message says which.
         """
         grid = _token_grid(latents)
-        if audio_strength == 0.0:
-            audio = None
-        if audio is not None:
-            audio = audio.to(latents.dtype)
-        masks = self._speaker_regions(audio, token_masks, batch=latents.shape[0], grid=grid)
+        parts = self._parts(
+            None if audio_strength == 0.0 else audio, token_masks, latents=latents, grid=grid
+        )
         dtype = latents.dtype
         x = self.patch_embedding(torch.cat((latents, condition.to(dtype)), dim=1))
         time = self.time_embedding(time_features(timestep, width=self.config.freq_dim))
         steps = self.time_projection(time).unflatten(1, (6, self.config.dim))
-        context = self._context(text.to(dtype), image.to(dtype))
+        memory = memory or Memory(max_bytes=0)
+        (context,) = memory.at()(
+            "context", lambda: (self._context(text.to(dtype), image.to(dtype)),)
+        )
         rotation = grid_rotation(
             grid, head_dim=self.config.head_dim, device=x.device, placement=hooks.placement
         )
         for index, block in enumerate(self.blocks):
             run = functools.partial(
-                block, audio=audio, token_masks=masks, audio_strength=audio_strength, hooks=hooks
+                block,
+                parts=parts,
+                audio_strength=audio_strength,
+                hooks=hooks,
+                recalls=[memory.at(index, i_part) for i_part in range(len(parts))],
             )
             x = hooks.around_block(BlockCall(index, run, x, time, steps, context, rotation))
         return _join_patches(self.head(x, time), grid=grid).to(dtype)
@@ -298,12 +381,39 @@ class MultiTalkModel(nn.Module):
         text = self.text_embedding(functional.pad(text, (0, 0, 0, missing)))
         return torch.cat((self.img_emb(image), text), dim=1)
 
+    def _parts(
+        self,
+        audio: Tensor | Sequence[Tensor] | None,
+        token_masks: Tensor | None,
+        *,
+        latents: Tensor,
+        grid: GridSize,
+    ) -> list[Part]:
+        """Divide the batch, checking the audio tokens and the masks that two speakers need."""
+        batch = latents.shape[0]
+        at_once = max(1, _PART_TOKENS // (grid.frames * grid.height * grid.width))
+        if torch.is_grad_enabled():
+            at_once = batch
+        if isinstance(audio, Sequence):
+            at_once = 1
+        parts = []
+        for start in range(0, batch, at_once):
+            entries = slice(start, start + at_once)
+            heard = audio[start] if isinstance(audio, Sequence) else audio
+            if heard is None:
+                parts.append(Part(entries, None, None))
+                continue
+            heard = (heard[entries] if heard.shape[0] > 1 else heard).to(latents.dtype)
+            masks = self._speaker_regions(heard, token_masks, batch=batch, grid=grid)
+            if masks is not None and masks.ndim == 3:
+                masks = masks[entries]
+            parts.append(Part(entries, heard, masks))
+        return parts
+
     def _speaker_regions(
-        self, audio: Tensor | None, token_masks: Tensor | None, *, batch: int, grid: GridSize
+        self, audio: Tensor, token_masks: Tensor | None, *, batch: int, grid: GridSize
     ) -> Tensor | None:
         """Check the audio tokens and give the masks if two speakers need them."""
-        if audio is None:
-            return None
         if self.config.audio is None:
             raise InputError("The model has no audio branch. Load the MultiTalk adapter onto it.")
         if audio.shape[1] != grid.frames:
@@ -347,8 +457,12 @@ def modulate(x: Tensor, *, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
-def _add_gated(x: Tensor, y: Tensor, *, gate: Tensor) -> Tensor:
-    return torch.addcmul(x, y, gate).to(x.dtype)
+def _add_part(x: Tensor, entries: slice, y: Tensor, *, gate: Tensor | float = 1.0) -> Tensor:
+    """Add to some entries of the batch; where gradients are recorded these are all."""
+    if torch.is_grad_enabled():
+        return add(x, y, gate=gate)
+    add(x[entries], y, gate=gate)
+    return x
 
 
 def _token_grid(latents: Tensor) -> GridSize:

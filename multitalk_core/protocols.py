@@ -6,6 +6,8 @@ the roles.
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch.nn.functional as functional
@@ -52,6 +54,13 @@ class Ops(Protocol):
         """
         ...
 
+    def hold(self, layers: nn.Module) -> AbstractContextManager[None]:
+        """Keep what the layers inside `layers` decode or move, from one use to the next.
+
+        For as long as the context lasts, in which they are used several times.
+        """
+        ...
+
 
 class _CastingLinear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
@@ -63,3 +72,8 @@ class TorchOps:
     """Plain torch layers that compute in their input's dtype, for models that are not quantised."""
 
     Linear = _CastingLinear
+
+    @staticmethod
+    def hold(layers: nn.Module) -> AbstractContextManager[None]:
+        """Do nothing: the weights are as they are used."""
+        return contextlib.nullcontext()

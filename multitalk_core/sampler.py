@@ -15,17 +15,22 @@ from typing import Protocol
 
 import torch
 from torch import Generator, Tensor
+from torch.nn.functional import pad
 
 from .conditioning import Condition, Motion
 from .config import SamplingConfig
 from .dit import MultiTalkModel
 from .errors import MultiTalkError
 from .guidance import Guidance, Pass
+from .memory import Memory
 from .schedule import clean_estimate, euler_step, timesteps
 
 Velocities = Callable[[Tensor, float, Sequence[Pass]], list[Tensor]]
 """The model within one segment: latents `(1, 16, F, h, w)`, timestep, the passes of this step ->
 one velocity for each, in their order, float32."""
+
+_MEMORY_BYTES = 256 * 2**20
+"""Room for keys and values that stay the same throughout a segment; see `memory.py`."""
 
 GuidedVelocity = Callable[[Tensor, float], Tensor]
 """All passes of one step with their guidance: latents, timestep -> velocity, float32."""
@@ -61,29 +66,44 @@ class SegmentModel:
     audio_strength: float
 
     def velocities(self) -> Velocities:
-        """Give the model as a function; it hears the voices once, here."""
+        """Give the model as a function; it hears the voices once, here.
+
+        The passes of a step are one batch, so that every weight is decoded or moved once for all.
+        """
         dtype = self.windows.dtype
         condition, image = self.condition.latents.to(dtype), self.condition.image.to(dtype)
         voices = self.transformer.project_audio(self.windows)
         silence = self.transformer.project_audio(silent(self.windows))
+        memories: dict[tuple[Pass, ...], Memory] = {}
 
-        def predict(latents: Tensor, timestep: float, which: Pass) -> Tensor:
-            negative = self.negative_text
+        def predict(latents: Tensor, timestep: float, passes: Sequence[Pass]) -> list[Tensor]:
+            count = len(passes)
             velocity: Tensor = self.transformer(
-                latents.to(dtype),
-                torch.tensor([timestep], device=latents.device),
-                condition=condition,
-                text=self.text if which.prompt or negative is None else negative,
-                image=image,
-                audio=voices if which.voice else silence,
+                latents.to(dtype).expand(count, -1, -1, -1, -1),
+                torch.full((count,), timestep, device=latents.device),
+                condition=condition.expand(count, -1, -1, -1, -1),
+                text=self._prompts(passes),
+                image=image.expand(count, -1, -1),
+                audio=_heard([voices if one.voice else silence for one in passes]),
                 token_masks=self.token_masks,
                 audio_strength=self.audio_strength,
+                memory=memories.setdefault(tuple(passes), Memory(max_bytes=_MEMORY_BYTES)),
             )
-            return velocity.float()
+            return list(velocity.float().split(1))
 
-        return lambda latents, timestep, passes: [
-            predict(latents, timestep, which) for which in passes
-        ]
+        return predict
+
+    def _prompts(self, passes: Sequence[Pass]) -> Tensor:
+        """Give each pass its prompt, `(passes, L, text_dim)`; shorter ones end in zero rows."""
+        negative = self.text if self.negative_text is None else self.negative_text
+        prompts = [self.text if one.prompt else negative for one in passes]
+        length = max(prompt.shape[1] for prompt in prompts)
+        return torch.cat([pad(prompt, (0, 0, 0, length - prompt.shape[1])) for prompt in prompts])
+
+
+def _heard(audio: list[Tensor]) -> Tensor | list[Tensor]:
+    """Join the audio tokens of the passes, where all have those of as many speakers."""
+    return torch.cat(audio) if len({one.shape for one in audio}) == 1 else audio
 
 
 class Solver(Protocol):

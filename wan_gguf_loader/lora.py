@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .dequant import PACKED_TYPES
 from .errors import GGUFError
 from .files import WeightsFile
-from .ops import GGUFLinear, WeightPatch
+from .ops import GGUFLinear
 
 _PREFIXES = ("base_model.model.", "model.", "diffusion_model.", "transformer.", "net.")
 _KOHYA = "lora_unet_"
@@ -176,14 +176,14 @@ def _read(file: WeightsFile, name: str) -> Tensor:
 
 
 def _apply(change: _Change, strength: float) -> None:
-    patch = WeightPatch(*change.factors, scale=change.scale * strength)
+    scale = change.scale * strength
     if isinstance(change.owner, GGUFLinear) and change.leaf == "weight":
-        change.owner.patches.append(patch)
+        change.owner.change_weight(*change.factors, scale=scale)
         return
     tensor: Tensor = getattr(change.owner, change.leaf)
-    flat = tensor.detach().to(torch.float32)
-    flat = flat.flatten(1) if len(change.factors) == 2 else flat
-    changed = patch.add_to(flat).view(tensor.shape).to(tensor.dtype)
+    first, *second = (factor.to(tensor.device, torch.float32) for factor in change.factors)
+    added = first @ second[0] if second else first
+    changed = tensor.detach().float().add(added.view(tensor.shape), alpha=scale).to(tensor.dtype)
     is_parameter = isinstance(tensor, nn.Parameter)
     setattr(
         change.owner,

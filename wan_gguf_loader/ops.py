@@ -2,12 +2,13 @@
 
 The bytes live in a plain uint8 buffer named `weight` (no Tensor subclass, no false shape), the
 logical shape on the layer, options on the load (`gguf_ops(...)`), never on a class. LoRA factors
-stand beside the bytes and act on the decoded float32 weight before its one rounding.
+stand beside the bytes, those of several files as one pair, and are added to the decoded weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,18 @@ class GGUFOps:
         """Build an empty layer, with the arguments of `torch.nn.Linear`."""
         return GGUFLinear(in_features, out_features, bias, device, dtype, compute_dtype=self.dtype)
 
+    @contextlib.contextmanager
+    def hold(self, layers: nn.Module) -> Iterator[None]:
+        """Keep the decoded weights of all layers inside `layers` while the context lasts."""
+        held = [module for module in layers.modules() if isinstance(module, GGUFLinear)]
+        for layer in held:
+            layer.hold()
+        try:
+            yield
+        finally:
+            for layer in held:
+                layer.release()
+
 
 def gguf_ops(*, dtype: torch.dtype | None = None) -> GGUFOps:
     """Make the layer classes of one load.
@@ -53,26 +66,48 @@ def gguf_ops(*, dtype: torch.dtype | None = None) -> GGUFOps:
     return GGUFOps(dtype=dtype)
 
 
-class WeightPatch(nn.Module):
-    """A change of a layer's weight by a LoRA file: `scale * up @ down`, or `scale * delta`.
+class LowRank(nn.Module):
+    """The changes of a layer's weight by LoRA files: `up @ (scale * down)`, one pair for all.
 
-    The tensors keep the dtype of their file and follow the layer between devices; they are no
-    part of its state dict.
+    The factors stand side by side, so that one matrix product adds them however many files there
+    are. They follow the layer between devices and are no part of its state dict.
+
+    Attributes:
+        up: `(out, rank)`, the ranks of all files in a row.
+        down: `(rank, in)`.
+        scale: Of each rank, `(rank,)` float32.
     """
 
-    def __init__(self, *factors: Tensor, scale: float) -> None:
-        """Keep `(delta,)` of the weight's shape, or `(up, down)` as `(out, rank)`, `(rank, in)`."""
+    up: Tensor
+    down: Tensor
+    scale: Tensor
+
+    def __init__(self, up: Tensor, down: Tensor, scale: Tensor) -> None:
+        """Keep the factors in the dtypes they have."""
         super().__init__()
-        self.scale = scale
-        for name, factor in zip(("up", "down"), factors, strict=False):
-            self.register_buffer(name, factor, persistent=False)
+        self.register_buffer("up", up, persistent=False)
+        self.register_buffer("down", down, persistent=False)
+        self.register_buffer("scale", scale, persistent=False)
+
+    def joined(self, other: LowRank) -> LowRank:
+        """Give both changes as one."""
+        return LowRank(
+            _join((self.up, other.up), dim=1),
+            _join((self.down, other.down), dim=0),
+            torch.cat((self.scale, other.scale.to(self.scale.device))),
+        )
 
     def add_to(self, weight: Tensor) -> Tensor:
-        """Add the change to a float32 weight `(out, in)`; returns a new tensor."""
-        up, *down = (f.to(device=weight.device, dtype=torch.float32) for f in self.buffers())
-        if down:
-            return torch.addmm(weight, up, down[0], alpha=self.scale)
-        return weight.add(up, alpha=self.scale)
+        """Add the change to a weight `(out, in)`, which is overwritten, and give it."""
+        device = weight.device
+        down = self.down.to(device).float() * self.scale.to(device).unsqueeze(1)
+        return weight.addmm_(self.up.to(device, weight.dtype), down.to(weight.dtype))
+
+
+def _join(tensors: tuple[Tensor, Tensor], *, dim: int) -> Tensor:
+    """Concatenate on the first one's device, in a dtype that holds both."""
+    dtype = torch.promote_types(tensors[0].dtype, tensors[1].dtype)
+    return torch.cat([tensor.to(tensors[0].device, dtype) for tensor in tensors], dim=dim)
 
 
 class GGUFLinear(nn.Module):
@@ -85,11 +120,13 @@ class GGUFLinear(nn.Module):
             `(out_features, in_features)` of the stored dtype.
         bias: `(out_features,)` or None.
         compute_dtype: What forward computes in; None follows the input.
-        patches: LoRA changes of the weight, in the order they were given.
+        low_rank: LoRA changes of the weight.
+        difference: Changes of the weight by files that hold them whole, `(out, in)`.
     """
 
     weight: Tensor
     bias: Tensor | None
+    difference: Tensor | None
 
     def __init__(
         self,
@@ -110,7 +147,10 @@ class GGUFLinear(nn.Module):
         zeros = torch.zeros(out_features, in_features, device=device, dtype=dtype)
         self.register_buffer("weight", zeros)
         self.register_buffer("bias", zeros.new_zeros(out_features) if bias else None)
-        self.patches = nn.ModuleList()
+        self.register_buffer("difference", None, persistent=False)
+        self.low_rank: LowRank | None = None
+        self._holds = False
+        self._held: Tensor | None = None
 
     @property
     def weight_type(self) -> str:
@@ -144,10 +184,28 @@ class GGUFLinear(nn.Module):
         self._packed_type = packed_type
         self.weight = weight
 
+    def change_weight(self, *factors: Tensor, scale: float) -> None:
+        """Add a change to those the layer has; the stored weight stays as it is.
+
+        Args:
+            *factors: `(difference,)` of the weight's shape, or `(up, down)` as `(out, rank)` and
+                `(rank, in)`.
+            scale: Factor on the change.
+        """
+        if len(factors) == 1:
+            added = factors[0].float() * scale
+            self.difference = added if self.difference is None else self.difference + added
+            return
+        up, down = factors
+        change = LowRank(up, down, torch.full((up.shape[1],), scale, device=up.device))
+        self.low_rank = change if self.low_rank is None else self.low_rank.joined(change)
+
     def dequantized_weight(
         self, dtype: torch.dtype, device: torch.device | str | None = None
     ) -> Tensor:
-        """Decode the weight, with LoRA changes, in float32 and round it once.
+        """Decode the weight and add its changes.
+
+        Without changes every value is rounded once, from float32.
 
         Args:
             dtype: What to round to.
@@ -157,21 +215,36 @@ class GGUFLinear(nn.Module):
             The weight, `(out_features, in_features)`; may be the stored tensor itself.
         """
         stored = self.weight.to(device) if device is not None else self.weight
-        decoded_dtype = torch.float32 if len(self.patches) else dtype
+        decoded_dtype = dtype if self.difference is None else torch.float32
         if self._packed_type is None:
             weight = stored.to(decoded_dtype)
+            if weight is self.weight and self.low_rank is not None:
+                weight = weight.clone()
         else:
             shape = (self.out_features, self.in_features)
             weight = dequantize(stored, self._packed_type, shape, dtype=decoded_dtype)
-        for patch in self.patches:
-            assert isinstance(patch, WeightPatch)
-            weight = patch.add_to(weight)
+        if self.difference is not None:
+            weight = weight + self.difference.to(weight.device)
+        if self.low_rank is not None:
+            weight = self.low_rank.add_to(weight)
         return weight.to(dtype)
+
+    def hold(self) -> None:
+        """Keep the decoded weight of the next `forward` for those after it, until `release`."""
+        self._holds = True
+
+    def release(self) -> None:
+        """Drop the decoded weight that was kept."""
+        self._holds, self._held = False, None
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to `(..., in_features)`; the result has the input's dtype."""
         dtype = self.compute_dtype if self.is_packed and self.compute_dtype else x.dtype
-        weight = self.dequantized_weight(dtype, x.device)
+        weight = self._held
+        if weight is None:
+            weight = self.dequantized_weight(dtype, x.device)
+        if self._holds:
+            self._held = weight
         bias = None if self.bias is None else self.bias.to(device=x.device, dtype=dtype)
         return functional.linear(x.to(dtype), weight, bias).to(x.dtype)
 

@@ -115,19 +115,21 @@ class Recorder:
         velocity = self.model(latents, timestep, **given)
         audio = self.model.config.audio
         assert audio is not None
-        self.chunks[-1].calls.append(
-            Call(
-                latents=latents[0].clone(),
-                timestep=float(timestep),
-                condition=given["condition"].clone(),
-                negative_text=not torch.equal(
-                    given["text"].float(), self.file.get("in.context")[None].to(latents).float()
-                ),
-                silent=given["audio"] is self._silence,
-                num_streams=given["audio"].shape[2] // audio.num_tokens,
-                velocity=velocity[0].clone(),
+        prompt = self.file.get("in.context").to(latents).float()
+        for entry, heard in enumerate(given["audio"]):
+            tokens = heard if heard.ndim == 3 else heard[0]
+            text = given["text"][entry].float()
+            self.chunks[-1].calls.append(
+                Call(
+                    latents=latents[entry].clone(),
+                    timestep=float(timestep[entry]),
+                    condition=given["condition"][entry : entry + 1].clone(),
+                    negative_text=not torch.equal(text[: len(prompt)], prompt),
+                    silent=torch.equal(tokens, self._silence[0]),
+                    num_streams=tokens.shape[1] // audio.num_tokens,
+                    velocity=velocity[entry].clone(),
+                )
             )
-        )
         return velocity
 
 

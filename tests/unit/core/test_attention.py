@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -33,14 +32,6 @@ def test_reference_map_is_the_mean_attention_to_each_region_over_all_heads() -> 
     torch.testing.assert_close(looks, _plain_map(q, k, MASKS), atol=1e-6, rtol=0)
 
 
-def test_reference_map_in_stretches_equals_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    q, k = _heads()
-    at_once = attention.reference_map(q, k, token_masks=MASKS)
-    monkeypatch.setattr(attention, "_MAP_BYTES", 4 * 2 * 5 * 6 * 4)
-    stretched = attention.reference_map(q, k, token_masks=MASKS)
-    torch.testing.assert_close(stretched, at_once, atol=1e-7, rtol=0)
-
-
 def test_reference_map_empty_background_wins_no_token() -> None:
     q, k = _heads()
     masks = MASKS.clone()
@@ -51,7 +42,7 @@ def test_reference_map_empty_background_wins_no_token() -> None:
     assert (looks.argmax(1) != 2).all()
 
 
-def test_reference_map_at_14b_never_holds_all_scores() -> None:
+def test_reference_map_never_holds_all_scores() -> None:
     class Largest(TorchDispatchMode):
         nbytes = 0
 
@@ -63,11 +54,11 @@ def test_reference_map_at_14b_never_holds_all_scores() -> None:
                 Largest.nbytes = max(Largest.nbytes, result.numel() * result.element_size())
             return result
 
-    q = torch.empty(1, 32760, 40, 128, device="meta", dtype=torch.bfloat16)
+    q = torch.randn(1, 2048, 4, 16, generator=torch.Generator().manual_seed(0))
     with Largest():
-        looks = attention.reference_map(q, q, token_masks=torch.ones(3, 1560, device="meta"))
-    assert looks.shape == (1, 3, 32760)
-    assert 0 < Largest.nbytes <= 256 * 2**20  # all scores would be 8.2 GB
+        looks = attention.reference_map(q, q, token_masks=torch.ones(3, 512))
+    assert looks.shape == (1, 3, 2048)
+    assert 0 < Largest.nbytes <= 2 * q.nbytes  # all scores would be 32 times as much
 
 
 def test_audio_attention_hears_its_own_frame_only() -> None:

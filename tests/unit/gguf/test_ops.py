@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from comfyui_multitalk.tools.quantize import quantize
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
-from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, WeightPatch, gguf_ops
+from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, gguf_ops
 
 IN, OUT = 512, 24
 WRITTEN = ("Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
@@ -129,7 +129,7 @@ def test_gguf_linear_forward_changes_nothing_it_was_given() -> None:
 
 def test_gguf_linear_works_where_its_input_is() -> None:
     linear = layer("Q4_K")
-    linear.patches.append(WeightPatch(normal(OUT, 2), normal(2, IN), scale=1.0))
+    linear.change_weight(normal(OUT, 2), normal(2, IN), scale=1.0)
     result = linear(normal(5, IN).to("meta"))  # another device that every machine has
     assert (result.device.type, result.shape) == ("meta", (5, OUT))
     assert linear.weight.device.type == "cpu"

@@ -1,0 +1,113 @@
+"""Norms, modulation, rotation and gates of the transformer: plain torch, and Triton on CUDA.
+
+The plain formulas are the reference; `kernels/elementwise.py` does the same in one pass over
+memory, with all arithmetic in float32 and one rounding at the end. It is used for CUDA tensors
+where Triton is installed, no gradient is recorded, and torch is not compiling (its compiler fuses
+the plain formulas by itself).
+
+Letters: B batch, N tokens, D width, A heads.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+
+from .lrope import Rotation, rotate
+
+
+def normalize(x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Give `layer_norm(x) * gain + shift` in the dtype of `x`.
+
+    Args:
+        x: Tokens, `(B, N, D)`.
+        gain: `(D,)` for all, or `(B, 1, D)` for each entry of the batch.
+        shift: Likewise.
+        eps: Of the norm.
+    """
+    if (kernels := _kernels(x)) is not None:
+        result: Tensor = kernels.normalize(x, gain=gain, shift=shift, eps=eps)
+        return result
+    width = x.shape[-1:]
+    if gain.ndim == 1:
+        return functional.layer_norm(x, width, gain.to(x.dtype), shift.to(x.dtype), eps)
+    return torch.addcmul(shift, functional.layer_norm(x, width, eps=eps), gain).to(x.dtype)
+
+
+def rms_norm(x: Tensor, *, weight: Tensor, eps: float) -> Tensor:
+    """Divide tokens `(B, N, D)` by their root mean square, then multiply by `weight` `(D,)`."""
+    if (kernels := _kernels(x)) is not None:
+        result: Tensor = kernels.rms_norm(x, weight=weight, eps=eps)
+        return result
+    return functional.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
+
+
+def rms_norm_rotated(
+    x: Tensor, *, weight: Tensor, eps: float, num_heads: int, rotation: Rotation
+) -> Tensor:
+    """Normalise tokens as `rms_norm` does, cut them into heads and turn these by their places.
+
+    Args:
+        x: Queries or keys, `(B, N, D)`.
+        weight: `(D,)`.
+        eps: Of the norm.
+        num_heads: A.
+        rotation: Of N positions, for all of the batch or for each.
+
+    Returns:
+        `(B, N, A, D / A)`.
+    """
+    split = (num_heads, -1)
+    if (kernels := _kernels(x)) is not None:
+        cos, sin = rotation
+        result = kernels.rms_norm(x, weight=weight, eps=eps, cos=cos, sin=sin)
+        return torch.unflatten(result, -1, split)
+    return rotate(rms_norm(x, weight=weight, eps=eps).unflatten(-1, split), rotation)
+
+
+def add(x: Tensor, y: Tensor, *, gate: Tensor | float = 1.0) -> Tensor:
+    """Give `x + y * gate`; where no gradient is recorded, `x` is overwritten with it.
+
+    Args:
+        x: Tokens, `(B, N, D)`, contiguous.
+        y: What is added, likewise.
+        gate: A number, or `(B, 1, D)` float32.
+    """
+    if torch.is_grad_enabled():
+        scaled = torch.addcmul(x, y, gate) if isinstance(gate, Tensor) else x + y * gate
+        return scaled.to(x.dtype)
+    if not isinstance(gate, Tensor):
+        return x.add_(y, alpha=gate)
+    if (kernels := _kernels(x)) is not None:
+        kernels.add_gated(x, y, gate=gate)
+        return x
+    return x.copy_(torch.addcmul(x, y, gate))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Give the tanh approximation of GELU; where no gradient is recorded, `x` becomes it."""
+    if torch.is_grad_enabled():
+        return functional.gelu(x, approximate="tanh")
+    result: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
+    return result
+
+
+def _kernels(x: Tensor) -> Any | None:
+    """Give the Triton kernels, if they can and may be used for `x`."""
+    if x.device.type != "cuda" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    return _triton_kernels()
+
+
+@functools.cache
+def _triton_kernels() -> Any | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from .kernels import elementwise  # Triton may be missing
+
+    return elementwise

@@ -1,0 +1,120 @@
+"""The transformer's element-wise work by Triton, one pass over memory each; see `..elementwise`.
+
+All arithmetic is float32 and rounds once, at the end. A program works on one token.
+"""
+
+# Triton compiles the bodies below; they are no typed Python.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, no-any-return"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_ADD_VALUES = 2048
+
+
+def normalize(x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """Layer norm of `(B, N, D)`, times `gain`, plus `shift`, `(D,)` or `(B, 1, D)` each."""
+    x = x.contiguous()
+    batch, num_tokens, width = x.shape
+    out = torch.empty_like(x)
+    block = triton.next_power_of_2(width)
+    _normalize[(batch * num_tokens,)](
+        x, gain.contiguous(), shift.contiguous(), out, num_tokens,
+        width if gain.numel() > width else 0, eps, D=width, BLOCK=block, num_warps=_warps(block),
+    )  # fmt: skip
+    return out
+
+
+def rms_norm(
+    x: Tensor,
+    *,
+    weight: Tensor,
+    eps: float,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+) -> Tensor:
+    """Root-mean-square norm of `(B, N, D)`; with tables the pairs of every head then turn.
+
+    Args:
+        x: Queries or keys.
+        weight: `(D,)`.
+        eps: Of the norm.
+        cos: `(N, head width / 2)` or `(B, N, head width / 2)`, float32.
+        sin: Likewise.
+    """
+    x = x.contiguous()
+    batch, num_tokens, width = x.shape
+    out = torch.empty_like(x)
+    block = triton.next_power_of_2(width)
+    turns = cos is not None
+    tables = (cos.contiguous(), sin.contiguous()) if cos is not None and sin is not None else (x, x)
+    _rms_norm[(batch * num_tokens,)](
+        x, weight.contiguous(), *tables, out,
+        batch * num_tokens if turns and tables[0].ndim == 3 else num_tokens, eps,
+        D=width, PAIRS=tables[0].shape[-1] if turns else 1, TURNS=turns, BLOCK=block,
+        num_warps=_warps(block),
+    )  # fmt: skip
+    return out
+
+
+def add_gated(x: Tensor, y: Tensor, *, gate: Tensor) -> None:
+    """Add `y * gate` to `x`, both `(B, N, D)` and contiguous; the gate is `(B, 1, D)`."""
+    _, num_tokens, width = x.shape
+    grid = (triton.cdiv(x.numel(), _ADD_VALUES),)
+    _add_gated[grid](
+        x, y, gate.contiguous(), x.numel(), num_tokens * width, D=width, BLOCK=_ADD_VALUES
+    )
+
+
+def _warps(block: int) -> int:
+    return min(max(block // 512, 1), 16)
+
+
+@triton.jit
+def _normalize(x, gain, shift, out, num_tokens, stride, eps, D: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    ok = column < D
+    value = tl.load(x + row * D + column, mask=ok, other=0).to(tl.float32)
+    mean = tl.sum(value, axis=0) / D
+    value = tl.where(ok, value - mean, 0.0)
+    scale = tl.rsqrt(tl.sum(value * value, axis=0) / D + eps)
+    own = row // num_tokens * stride + column  # of this entry of the batch, if each has its own
+    factor = tl.load(gain + own, mask=ok, other=0).to(tl.float32)
+    offset = tl.load(shift + own, mask=ok, other=0).to(tl.float32)
+    result = value * scale * factor + offset
+    tl.store(out + row * D + column, result.to(out.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _rms_norm(
+    x, weight, cos, sin, out, num_places, eps,
+    D: tl.constexpr, PAIRS: tl.constexpr, TURNS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, BLOCK)
+    ok = column < D
+    value = tl.load(x + row * D + column, mask=ok, other=0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, axis=0) / D + eps)
+    value = value * scale * tl.load(weight + column, mask=ok, other=0).to(tl.float32)
+    if TURNS:
+        even, odd = tl.split(tl.reshape(value, (BLOCK // 2, 2)))
+        at = row % num_places * PAIRS + tl.arange(0, BLOCK // 2) % PAIRS
+        c = tl.load(cos + at)
+        s = tl.load(sin + at)
+        value = tl.reshape(tl.join(even * c - odd * s, even * s + odd * c), (BLOCK,))
+    tl.store(out + row * D + column, value.to(out.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _add_gated(x, y, gate, num_values, entry, D: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    ok = at < num_values
+    factor = tl.load(gate + at // entry * D + at % D, mask=ok, other=0).to(tl.float32)
+    value = tl.load(x + at, mask=ok, other=0).to(tl.float32)
+    value += tl.load(y + at, mask=ok, other=0).to(tl.float32) * factor
+    tl.store(x + at, value.to(x.dtype.element_ty), mask=ok)

@@ -1,0 +1,89 @@
+"""Element-wise work: Triton's against the plain formulas; interpreted where there is no card."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from comfyui_multitalk.multitalk_core import elementwise
+from comfyui_multitalk.multitalk_core.lrope import Rotation
+
+pytest.importorskip("triton", reason="needs Triton: pip install triton")
+kernels = pytest.importorskip("comfyui_multitalk.multitalk_core.kernels.elementwise")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HEADS, WIDTH = 5, 160  # the width is no power of two
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return float((a.cpu() - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("shape", [(WIDTH,), (2, 1, WIDTH)], ids=["one", "each"])
+def test_kernel_normalizes_as_torch(shape: tuple[int, ...]) -> None:
+    x, gain, shift = normal(2, 7, WIDTH) + 3, normal(*shape, seed=1), normal(*shape, seed=2)
+    expected = elementwise.normalize(x, gain=gain, shift=shift, eps=1e-6)
+    result = kernels.normalize(x.to(DEVICE), gain=gain.to(DEVICE), shift=shift.to(DEVICE), eps=1e-6)
+    assert distance(result, expected) < 1e-6
+
+
+def test_kernel_rms_norm_is_torch_s() -> None:
+    x, weight = normal(2, 7, WIDTH), normal(WIDTH, seed=1)
+    expected = elementwise.rms_norm(x, weight=weight, eps=1e-6)
+    result = kernels.rms_norm(x.to(DEVICE), weight=weight.to(DEVICE), eps=1e-6)
+    assert distance(result, expected) < 1e-6
+
+
+@pytest.mark.parametrize("batch", [(), (2,)], ids=["one", "each"])
+def test_kernel_rotates_as_torch(batch: tuple[int, ...]) -> None:
+    x, weight = normal(2, 7, WIDTH), normal(WIDTH, seed=1)
+    angles = 3 * normal(*batch, 7, WIDTH // HEADS // 2, seed=2)
+    rotation = Rotation(angles.cos(), angles.sin())
+    expected = elementwise.rms_norm_rotated(
+        x, weight=weight, eps=1e-6, num_heads=HEADS, rotation=rotation
+    )
+    cos, sin = (table.to(DEVICE) for table in rotation)
+    result = kernels.rms_norm(x.to(DEVICE), weight=weight.to(DEVICE), eps=1e-6, cos=cos, sin=sin)
+    assert distance(result.unflatten(-1, (HEADS, -1)), expected) < 1e-6
+
+
+def test_kernel_adds_gated_as_torch() -> None:
+    x, y, gate = normal(2, 7, WIDTH), normal(2, 7, WIDTH, seed=1), normal(2, 1, WIDTH, seed=2)
+    expected = elementwise.add(x, y, gate=gate)
+    result = x.to(DEVICE, copy=True)
+    kernels.add_gated(result, y.to(DEVICE), gate=gate.to(DEVICE))
+    assert distance(result, expected) < 1e-6
+
+
+def test_add_overwrites_only_where_no_gradient_is_recorded() -> None:
+    x, y = normal(1, 3, 4), normal(1, 3, 4, seed=1)
+    before = x.clone()
+    recorded = elementwise.add(x, y)
+    assert torch.equal(x, before)
+    with torch.no_grad():
+        assert elementwise.add(x, y) is x
+    assert torch.equal(x, recorded)
+
+
+def test_gelu_in_place_is_torch_s() -> None:
+    x = normal(3, 4)
+    recorded = elementwise.gelu(x)
+    with torch.no_grad():
+        assert torch.equal(elementwise.gelu(x), recorded)
+    assert torch.equal(x, recorded)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@torch.no_grad()
+def test_card_uses_the_kernels_and_agrees_with_the_cpu() -> None:
+    x, gate = normal(2, 7, WIDTH), normal(2, 1, WIDTH, seed=2)
+    expected = elementwise.normalize(x, gain=gate, shift=gate, eps=1e-6)
+    result = elementwise.normalize(x.cuda(), gain=gate.cuda(), shift=gate.cuda(), eps=1e-6)
+    assert elementwise._kernels(result) is kernels
+    assert distance(result, expected) < 1e-6
