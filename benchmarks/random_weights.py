@@ -112,14 +112,14 @@ def write_files(folder: Path, sizes: Sizes, *, seed: int) -> TinySet:
         std=encoders.CLIP_DEVIATIONS,
         num_heads=sizes.clip_vision.num_attention_heads,
     )
-    tokenizer = torch.frombuffer(bytearray(encoders.sentencepiece_model()), dtype=torch.uint8)
+    tokenizer = encoders.sentencepiece_model(encoders.page(), num_pieces=sizes.umt5.vocab_size)
     pool.write(
         files.text_encoder,
         encoders.umt5_shapes(sizes.umt5),
         dtype=torch.float16,
         std=encoders.umt5_deviations(sizes.umt5),
         num_heads=sizes.umt5.num_heads,
-        extra={"spiece_model": tokenizer},
+        extra={"spiece_model": torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)},
     )
     return files
 
@@ -220,7 +220,7 @@ def _chain(*parts: Iterable[Tensor]) -> Iterator[Tensor]:
 
 def _umt5(*, width: int, head_width: int, hidden: int, heads: int) -> UMT5Config:
     return UMT5Config(
-        vocab_size=1024,  # at least the pieces of the tokenizer
+        vocab_size=1024,  # the tokenizer has as many pieces at most
         d_model=width,
         d_kv=head_width,
         d_ff=hidden,

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from comfyui_multitalk.benchmarks.random_weights import RandomPool, write_safetensors
+from comfyui_multitalk.benchmarks.random_weights import (
+    RandomPool,
+    small_sizes,
+    write_files,
+    write_safetensors,
+)
 from comfyui_multitalk.wan_gguf_loader.dequant import dequantize
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
@@ -44,3 +49,10 @@ def test_streamed_safetensors_file_reads_back(tmp_path: Path) -> None:
         assert file.num_heads == 4
         for name, value in tensors.items():
             assert torch.equal(file.read(name), value), name
+
+
+def test_the_files_of_a_video_are_written_and_read_back(tmp_path: Path) -> None:
+    files = write_files(tmp_path, small_sizes(), seed=0)
+    with open_weights(files.base) as base, open_weights(files.text_encoder) as text_encoder:
+        assert base.num_heads == 4
+        assert text_encoder.shapes["spiece_model"]
