@@ -45,11 +45,13 @@ async def alive(_request: web.Request) -> web.Response:
 @PromptServer.instance.routes.get("/multitalk_tests/memory")
 async def memory(_request: web.Request) -> web.Response:
     """Tell what the process holds; slow, and in the way of a garbage collection."""
+    card = torch.cuda.is_available()
     return web.json_response(
         {
             "tensors": sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()),
             "resident": psutil.Process().memory_info().rss,
-            "card": torch.cuda.memory_allocated() if torch.cuda.is_available() else 0,
+            "card": torch.cuda.memory_allocated() if card else 0,
+            "most": torch.cuda.max_memory_allocated() if card else 0,
         }
     )
 
