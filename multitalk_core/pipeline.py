@@ -1,9 +1,10 @@
 """The method from photo and speech to video, as one recipe: `generate`.
 
 Plan the segments; for each one: condition on the picture, make audio tokens, sample, decode, match
-the colours, hand over the new frames. Follows MultiTalk `wan/multitalk.py:generate` (paper
-arXiv:2505.22647) and InfiniteTalk's `generate_infinitetalk`. Departures, in `segments.py`: the
-video is as long as the sound. Encoders and weights belong to the caller; only tensors move here.
+the colours, join, hand over the final frames. Follows MultiTalk `wan/multitalk.py:generate` (paper
+arXiv:2505.22647) and InfiniteTalk's `generate_infinitetalk`. Departures: the video is as long as
+the sound (`segments.py`), and segments fade into each other (`seams.py`). Encoders and weights
+belong to the caller; only tensors move here.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from .image import prepare
 from .masks import fit_masks, to_tokens
 from .protocols import ImageEncoder, VideoVAE
 from .sampler import OnSolverStep, SegmentModel, Solver, require_finite, solve
+from .seams import join
 from .segments import Segment, SegmentPlan, plan
 
 _LATENT_CHANNELS = 16
@@ -137,8 +139,9 @@ def generate(
         solver: How noise becomes latents; upstream's Euler steps unless another is given.
 
     Yields:
-        The new frames of each segment, `(3, T, H, W)` float32 on the CPU in [-1, 1], in order;
-        `speech.num_frames` in all.
+        After each segment the frames that are final, `(3, T, H, W)` float32 on the CPU in [-1, 1],
+        in order; `speech.num_frames` in all. The motion frames come with the next segment, which
+        they fade into.
 
     Raises:
         InputError: If the inputs do not fit each other.
@@ -153,7 +156,7 @@ def generate(
         segment_frames=config.segment_frames,
         motion_frames=config.motion_frames,
     )
-    motion_frames = None
+    motion_frames = tail = None
     for index, segment in enumerate(chosen.segments):
         _log.debug("segment %d of %d: %s", index + 1, len(chosen.segments), segment)
         noise = draw_noise(_latent_shape(segment, size), generator).to(device)
@@ -186,7 +189,11 @@ def generate(
         require_finite(frames, what=f"The decoded frames of segment {index + 1}")
         if config.color_match > 0:
             frames = match_color(frames, reference, strength=config.color_match)
-        yield frames[0, :, segment.keep].to("cpu", copy=True)
+        final, tail = join(
+            frames[0], keep=segment.keep, tail=tail, num_held=chosen.held_frames(index)
+        )
+        yield final
+        del final  # the caller's now, and large: not to be held while the next one is sampled
         motion_frames = frames[:, :, -config.motion_frames :]
 
 

@@ -4,8 +4,9 @@ First step of `pipeline.generate`; follows the loop of MultiTalk `wan/multitalk.
 A segment takes over `motion_frames` frames from the one before and adds the rest. Departures: the
 video is exactly as long as the sound and the last segment is filled with silence, where upstream
 plays the features backwards, loses three frames and may return no video at all; a video shorter
-than a segment is one shorter segment, where upstream stops. `upstream_plan` keeps upstream's way
-for comparisons with it. Stdlib only.
+than a segment is one shorter segment, where upstream stops; a segment fades into the next over the
+motion frames, where upstream cuts hard (`seams.py`). `upstream_plan` keeps upstream's way for
+comparisons with it. Stdlib only.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Segment(NamedTuple):
         start: First frame.
         stop: One past the last; the last segment may reach beyond the video's end.
         known_frames: Leading frames that are given: the photo (1), later the motion frames.
-        keep: Which of the segment's own frames the video has not got yet.
+        keep: Which of the segment's own frames no segment before it shows.
     """
 
     start: int
@@ -49,10 +50,17 @@ class SegmentPlan(NamedTuple):
     Attributes:
         segments: What is sampled, at least one.
         num_frames: Frames of the video, the sum of what the segments keep.
+        fade_frames: Frames over which a segment fades into the next: the motion frames, or 0 for a
+            hard cut.
     """
 
     segments: tuple[Segment, ...]
     num_frames: int
+    fade_frames: int
+
+    def held_frames(self, index: int) -> int:
+        """Give how many of a segment's last frames are not final before the next is there."""
+        return 0 if index == len(self.segments) - 1 else self.fade_frames
 
 
 def plan(num_frames: int, *, segment_frames: int, motion_frames: int) -> SegmentPlan:
@@ -73,12 +81,14 @@ def plan(num_frames: int, *, segment_frames: int, motion_frames: int) -> Segment
         raise InputError(f"A video of {num_frames} frames has no picture. Give a longer voice.")
     if num_frames <= segment_frames:
         sampled = -(-(num_frames - 1) // FRAME_STRIDE) * FRAME_STRIDE + 1
-        return _keep([(0, sampled)], num_frames, motion_frames)
+        segments = _cut([(0, sampled)], num_frames, motion_frames)
+        return SegmentPlan(segments, num_frames, fade_frames=motion_frames)
     stretches = [(0, segment_frames)]
     while stretches[-1][1] < num_frames:
         start = stretches[-1][1] - motion_frames
         stretches.append((start, start + segment_frames))
-    return _keep(stretches, num_frames, motion_frames)
+    segments = _cut(stretches, num_frames, motion_frames)
+    return SegmentPlan(segments, num_frames, fade_frames=motion_frames)
 
 
 def upstream_plan(
@@ -103,7 +113,8 @@ def upstream_plan(
     """
     stretches = [(0, segment_frames)]
     if max_frames <= segment_frames:
-        return _keep(stretches, max_frames, motion_frames)
+        segments = _cut(stretches, max_frames, motion_frames)
+        return SegmentPlan(segments, max_frames, fade_frames=0)
     last = False
     while not last:
         start = stretches[-1][1] - motion_frames
@@ -117,14 +128,17 @@ def upstream_plan(
         num_frames = min(num_frames, audio_frames[-1])
     elif sum(missing):  # `[:-0]` of speaker 1 is an empty video there
         num_frames = max(0, num_frames - missing[0]) if missing[0] else 0
-    return _keep(stretches, num_frames, motion_frames)
+    segments = _cut(stretches, num_frames, motion_frames)
+    return SegmentPlan(segments, num_frames, fade_frames=0)
 
 
-def _keep(stretches: Sequence[tuple[int, int]], num_frames: int, motion_frames: int) -> SegmentPlan:
+def _cut(
+    stretches: Sequence[tuple[int, int]], num_frames: int, motion_frames: int
+) -> tuple[Segment, ...]:
     segments = []
     for start, stop in stretches:
         known = motion_frames if start else 1
         first_new = motion_frames if start else 0
         end = min(stop, max(num_frames, start + first_new)) - start
         segments.append(Segment(start, stop, known, slice(first_new, end)))
-    return SegmentPlan(tuple(segments), num_frames)
+    return tuple(segments)

@@ -29,7 +29,7 @@ _CORE_EXTRAS = {
 _CORE_LEVELS = (
     {"errors", "config", "geometry", "segments"},
     {"protocols"},
-    {"image", "color", "audio", "masks", "lrope", "kernels", "memory"},
+    {"image", "color", "audio", "masks", "lrope", "seams", "kernels", "memory"},
     {"elementwise"},
     {"attention", "audio_features", "audio_tokens"},
     {"hooks"},

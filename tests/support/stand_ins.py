@@ -12,6 +12,7 @@ class MeanVAE:
 
     def __init__(self) -> None:
         self.encoded: list[Tensor] = []
+        self.decoded: list[Tensor] = []
 
     def encode(self, video: Tensor) -> Tensor:
         """Turn `(1, 3, T, H, W)` into `(1, 16, F, H/8, W/8)`."""
@@ -24,7 +25,8 @@ class MeanVAE:
         frames = latents[:, :3].repeat_interleave(4, dim=2)[:, :, 3:]
         ramp = torch.linspace(0, 0.1, frames.shape[2])[:, None, None]
         pixels = frames.repeat_interleave(8, dim=3).repeat_interleave(8, dim=4)
-        return (pixels / 4 + ramp).clamp(-1, 1)
+        self.decoded.append((pixels / 4 + ramp).clamp(-1, 1))
+        return self.decoded[-1].clone()
 
 
 class MeanImageEncoder:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from comfyui_multitalk.multitalk_core import pipeline
+from comfyui_multitalk.multitalk_core.color import match_color
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
 from comfyui_multitalk.multitalk_core.errors import InputError, MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
+from comfyui_multitalk.multitalk_core.image import prepare
 from comfyui_multitalk.multitalk_core.pipeline import Speech, Step
 from comfyui_multitalk.multitalk_core.segments import Segment
 from comfyui_multitalk.tests.support.stand_ins import MeanImageEncoder, MeanVAE
@@ -100,6 +102,19 @@ def test_generate_video_is_as_long_as_the_sound(num_frames: int) -> None:
     assert video.shape == (3, num_frames, 32, 48)
     assert video.dtype == torch.float32
     assert float(video.abs().max()) <= 1.0
+
+
+@pytest.mark.parametrize("method", ["multitalk", "infinitetalk"])
+def test_generate_segments_fade_into_each_other(method: str) -> None:
+    """The frames that both segments show go from the first's to the second's in equal steps."""
+    scene = Scene(config=replace(SAMPLING, method=method))
+    first, second = scene.start()
+    before, after = (decoded[0] for decoded in scene.vae.decoded)
+    assert torch.equal(first, before[:, :4])
+    assert relative(after[:, :5], before[:, 4:]) > 0.01
+    weights = (torch.arange(1, 6) / 6)[:, None, None]
+    faded = (1 - weights) * before[:, 4:] + weights * after[:, :5]
+    torch.testing.assert_close(second, torch.cat([faded, after[:, 5:8]], dim=1))
 
 
 @pytest.mark.parametrize("method", ["multitalk", "infinitetalk"])
@@ -239,7 +254,7 @@ def test_generate_on_step_that_raises_cancels() -> None:
             raise CancelledError
 
     frames = Scene(on_step=cancel).start()
-    assert next(frames).shape[1] == 9
+    assert next(frames).shape[1] == 4
     with pytest.raises(CancelledError):
         next(frames)
     assert list(frames) == []
@@ -247,21 +262,21 @@ def test_generate_on_step_that_raises_cancels() -> None:
 
 def test_generate_multitalk_looks_at_the_last_frames_before() -> None:
     scene = Scene()
-    video = scene.video()
+    scene.video()
     assert [one.shape[2] for one in scene.vae.encoded] == [9, 9]
-    known = scene.vae.encoded[1]
-    assert torch.equal(known[0, :, :5], video[:, 4:9])
+    known, first = scene.vae.encoded[1], scene.vae.decoded[0]
+    assert torch.equal(known[:, :, :5], first[:, :, 4:])
     assert not known[:, :, 5:].any()
-    assert torch.equal(scene.image_encoder.seen[1][0], video[:, 8])
+    assert torch.equal(scene.image_encoder.seen[1], first[:, :, 8])
 
 
 def test_generate_infinitetalk_looks_at_the_photo_and_holds_the_motion_frames() -> None:
     scene = Scene(config=replace(SAMPLING, method="infinitetalk"))
-    video = scene.video()
+    scene.video()
     encoded = scene.vae.encoded
     assert [one.shape[2] for one in encoded] == [9, 1, 9, 5]
     assert torch.equal(encoded[0], encoded[2])
-    assert torch.equal(encoded[3][0], video[:, 4:9])
+    assert torch.equal(encoded[3], scene.vae.decoded[0][:, :, 4:])
     assert torch.equal(*scene.image_encoder.seen)
 
 
@@ -284,7 +299,9 @@ def test_generate_infinitetalk_asks_for_the_picture_at_each_segment() -> None:
 def test_generate_colours_are_matched_before_the_frames_are_taken_over() -> None:
     scene = Scene(config=replace(SAMPLING, color_match=1.0))
     video = scene.video()
-    assert torch.equal(scene.vae.encoded[1][0, :, :5], video[:, 4:9])
+    matched = match_color(scene.vae.decoded[0], prepare(scene.photo, size=SIZE), strength=1.0)
+    assert torch.equal(scene.vae.encoded[1][:, :, :5], matched[:, :, 4:])
+    assert torch.equal(video[:, :4], matched[0, :, :4])
     assert relative(Scene().video(), video) > 0.1
 
 

@@ -40,6 +40,13 @@ def test_segments_short_video_is_one_shorter_segment(num_frames: int, sampled: i
     assert segment.num_frames == sampled
 
 
+def test_segments_fade_over_the_motion_frames_but_upstreams_are_cut_hard() -> None:
+    made = plan(22, segment_frames=13, motion_frames=5)
+    assert [made.held_frames(index) for index in range(3)] == [5, 5, 0]
+    hard = upstream_plan([30], method="multitalk", segment_frames=13, motion_frames=5)
+    assert [hard.held_frames(index) for index in range(4)] == [0, 0, 0, 0]
+
+
 def test_segments_exactly_one_segment_makes_no_second() -> None:
     assert len(plan(81, segment_frames=81, motion_frames=25).segments) == 1
     assert len(plan(82, segment_frames=81, motion_frames=25).segments) == 2
