@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -85,7 +85,10 @@ def at_most(name: str, value: float, bound: float, count: int) -> Row:
 
 def follow(video: Tensor, mouth: Tensor, voice: Voice, *, start: int = START) -> float:
     """Give the correlation of a mouth in a video with a voice, from a frame on."""
-    measured = opening(video, mouth)
+    return _agree(opening(video, mouth), voice, start=start)
+
+
+def _agree(measured: Tensor, voice: Voice, *, start: int = START) -> float:
     return correlation(measured[start:], voice.opening[start : len(measured)])
 
 
@@ -93,13 +96,13 @@ def one_speaker(system: System, material: Material) -> list[Row]:
     """The mouth of one person follows the voice, and no other voice."""
     own, whole, other, lags = [], [], [], []
     for number, scene in enumerate(material.singles):
-        voice, mouth = material.voice(number), scene.mouths[0]
+        voice = material.voice(number)
         video = system.film(scene, [voice], num_frames=SEGMENT_FRAMES, seed=number)
-        own.append(follow(video, mouth, voice))
-        whole.append(follow(video, mouth, voice, start=0))
-        other += [follow(video, mouth, one) for one in material.voices if one is not voice]
-        measured = opening(video, mouth)[START:]
-        lags.append(measures.best_lag(measured, voice.opening[START:SEGMENT_FRAMES]))
+        measured = opening(video, scene.mouths[0])
+        own.append(_agree(measured, voice))
+        whole.append(_agree(measured, voice, start=0))
+        other += [_agree(measured, one) for one in material.voices if one is not voice]
+        lags.append(measures.best_lag(measured[START:], voice.opening[START:SEGMENT_FRAMES]))
     count = len(own)
     near = sum(abs(lag) < 2 for lag in lags) / count
     shut = "one speaker: median correlation, counting the photo's shut mouth"
@@ -206,6 +209,7 @@ def painted_wall(system: System, material: Material) -> list[Row]:
 def long_video(system: System, material: Material) -> list[Row]:
     """Four segments: seams, colours, the face and the lips hold to the end."""
     others = draw_scenes(_OTHERS, people=1, seed=SEED + 1)
+    strangers = torch.stack([_photo_face(other) for other in others])
     seams, latents, drift, first, last, nearer = [], [], [], [], [], []
     for number, scene in enumerate(material.singles):
         voice = material.voice(number)
@@ -218,7 +222,8 @@ def long_video(system: System, material: Material) -> list[Row]:
         expected = voice.opening[:LONG_FRAMES]
         first.append(correlation(measured[START : _SEAMS[0]], expected[START : _SEAMS[0]]))
         last.append(correlation(measured[_SEAMS[-1] :], expected[_SEAMS[-1] :]))
-        nearer.append(_nearer(scene, video[:, _LATER], others))
+        later = measures.face_signature(video[:, _LATER], scene.faces[0])
+        nearer.append(measures.nearer_than(later, _photo_face(scene), strangers))
     count = len(drift)
     sync = statistics.median(first) - statistics.median(last)
     like = "long video: the same to other first frames of a latent"
@@ -266,13 +271,6 @@ def _lips(system: System, material: Material) -> float:
         video = system.film(scene, [voice], num_frames=SEGMENT_FRAMES, seed=number)
         found.append(follow(video, scene.mouths[0], voice))
     return statistics.median(found)
-
-
-def _nearer(scene: Scene, picture: Tensor, others: Sequence[Scene]) -> float:
-    """Give the part of other scenes' faces farther from a photo than a later frame of it."""
-    photo = _photo_face(scene)
-    faces = torch.stack([_photo_face(other) for other in others])
-    return measures.nearer_than(measures.face_signature(picture, scene.faces[0]), photo, faces)
 
 
 def _photo_face(scene: Scene) -> Tensor:

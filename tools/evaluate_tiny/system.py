@@ -79,7 +79,7 @@ class System:
         self._images = load_image_encoder(files.clip_vision, **placed)
         self._texts = load_text_encoder(files.text_encoder, **placed)
         self._ears = files.load_wav2vec2()
-        self._heard: dict[int, Tensor] = {}
+        self._heard: dict[int, tuple[Voice, Tensor]] = {}
 
     def film(
         self,
@@ -128,10 +128,11 @@ class System:
         return (torch.cat(list(frames), dim=1) / 2 + 0.5).clamp(0, 1)
 
     def _hear(self, voice: Voice) -> Tensor:
-        key = id(voice)
+        key = id(voice)  # kept with the features, so that no later voice has it
         if key not in self._heard:
-            self._heard[key] = audio_features(self._ears, voice.track, tail_frames=TAIL_FRAMES)
-        return self._heard[key]
+            features = audio_features(self._ears, voice.track, tail_frames=TAIL_FRAMES)
+            self._heard[key] = voice, features
+        return self._heard[key][1]
 
 
 class Broken(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,43 @@ def test_voices_are_cut_where_somebody_speaks() -> None:
         assert len(voice.track) == 5 * 16_000
         assert len(voice.opening) == 125
         assert float(voice.opening[:25].std()) > 0.1
+
+
+def test_command_measures_each_group_on_its_own_number_of_photos(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The files hold what was measured before a group that never ends."""
+    seen: list[tuple[int, int, int]] = []
+
+    def count(system: object, material: rows.Material) -> list[rows.Row]:
+        seen.append((len(material.singles), len(material.pairs), len(material.voices)))
+        return [rows.at_least("photos", len(material.singles), 1, len(material.singles))]
+
+    def end(system: object, material: rows.Material) -> list[rows.Row]:
+        raise KeyboardInterrupt
+
+    class Nothing:
+        device = "cpu"
+
+        def __init__(self, models: Path, *, device: str) -> None: ...
+
+    monkeypatch.setattr(command, "ROWS", {"first": count, "second": count, "last": end})
+    monkeypatch.setattr(command, "System", Nothing)
+    monkeypatch.setattr(command, "load_voices", lambda path: {"x": np.zeros(0)})
+    monkeypatch.setattr(command, "cut_voices", lambda voices, number: [None] * number)
+    files = [tmp_path / "figures.json", tmp_path / "table.md"]
+    with pytest.raises(KeyboardInterrupt):
+        command.main(["--clips", "3", "--rows", "first", "second:1", "last",
+                      "--json", str(files[0]), "--markdown", str(files[1])])  # fmt: skip
+    assert seen == [(3, 3, 6), (1, 1, 2)]
+    assert [row["count"] for row in json.loads(files[0].read_text())] == [3, 1]
+    assert files[1].read_text().count("photos") == 2
+
+
+def test_command_unknown_group_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command.main(["--rows", "seams"])
+    assert "'seams' is none of one, none, two" in capsys.readouterr().err
 
 
 def test_table_marks_a_missed_bound() -> None:
