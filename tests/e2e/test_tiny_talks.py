@@ -150,7 +150,7 @@ def test_second_segment_goes_on_as_the_first(
     scene, voice = singles[1], voices[1]
     config = replace(QUICK, color_match=1.0)
     video = system.film(scene, [voice], num_frames=61, config=config)
-    assert measures.seam_ratios(video, [SEAM])[0] < 2.5
+    assert measures.seam_ratios(video, [SEAM])[0] < 1.5  # 1.3; 1.8 where it is cut hard
     photo = scene.photo.permute(2, 0, 1) / 255
     assert measures.colour_difference(video[:, -1], photo) < 3
     assert rows.follow(video, scene.mouths[0], voice, start=SEAM) > 0.8
