@@ -23,7 +23,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from .config import AudioConfig, ModelConfig
-from .elementwise import add, rms_norm, rms_norm_rotated
+from .elementwise import add, rms_norm, rms_norm_rotated, turn
 from .lrope import Rotation, audio_positions, label_rotation, rotate
 from .memory import Recall, compute
 from .protocols import Ops
@@ -236,7 +236,7 @@ class AudioAttention(nn.Module):
         q = self.q_linear(x).unflatten(-1, (self.num_heads, -1))
         k, v = recall("audio", lambda: self._keys(audio, turned=labels is not None))
         if labels is not None:
-            q = rotate(q, label_rotation(labels, head_dim=q.shape[-1]))
+            q = turn(q, label_rotation(labels, head_dim=q.shape[-1]))
         return Heads(q, k, v)
 
     def _keys(self, audio: Tensor, *, turned: bool) -> tuple[Tensor, Tensor]:
@@ -244,8 +244,8 @@ class AudioAttention(nn.Module):
         k, v = (part.unflatten(-1, split) for part in self.kv_linear(audio).chunk(2, dim=-1))
         if turned:
             places = audio_positions(audio.shape[2] // 2, device=audio.device)
-            turn = label_rotation(places, head_dim=k.shape[-1])
-            k = rotate(k.flatten(0, 1), turn).view_as(k)
+            rotation = label_rotation(places, head_dim=k.shape[-1])
+            k = rotate(k.flatten(0, 1), rotation).view_as(k)
         return k, v
 
 

@@ -34,7 +34,7 @@ from .errors import InputError
 from .geometry import GridSize
 from .hooks import NO_HOOKS, BlockCall, Hooks
 from .lrope import MAX_SPEAKERS, Rotation, grid_rotation, label_positions
-from .memory import Memory, Recall
+from .memory import Memory, Recall, compute
 from .protocols import Ops, TorchOps
 
 Device = torch.device | str | None
@@ -347,10 +347,8 @@ class MultiTalkModel(nn.Module):
         x = self.patch_embedding(torch.cat((latents, condition.to(dtype)), dim=1))
         time = self.time_embedding(time_features(timestep, width=self.config.freq_dim))
         steps = self.time_projection(time).unflatten(1, (6, self.config.dim))
-        memory = memory or Memory(max_bytes=0)
-        (context,) = memory.at()(
-            "context", lambda: (self._context(text.to(dtype), image.to(dtype)),)
-        )
+        recall = compute if memory is None else memory.at("all")
+        (context,) = recall("context", lambda: (self._context(text.to(dtype), image.to(dtype)),))
         rotation = grid_rotation(
             grid, head_dim=self.config.head_dim, device=x.device, placement=hooks.placement
         )
@@ -360,7 +358,7 @@ class MultiTalkModel(nn.Module):
                 parts=parts,
                 audio_strength=audio_strength,
                 hooks=hooks,
-                recalls=[memory.at(index, i_part) for i_part in range(len(parts))],
+                recalls=_recalls(memory, index, num_parts=len(parts)),
             )
             x = hooks.around_block(BlockCall(index, run, x, time, steps, context, rotation))
         return _join_patches(self.head(x, time), grid=grid).to(dtype)
@@ -463,6 +461,12 @@ def _add_part(x: Tensor, entries: slice, y: Tensor, *, gate: Tensor | float = 1.
         return add(x, y, gate=gate)
     add(x[entries], y, gate=gate)
     return x
+
+
+def _recalls(memory: Memory | None, block: int, *, num_parts: int) -> list[Recall]:
+    if memory is None:
+        return [compute] * num_parts  # the same for all blocks, so that one compiled form does
+    return [memory.at(block, i_part) for i_part in range(num_parts)]
 
 
 def _token_grid(latents: Tensor) -> GridSize:

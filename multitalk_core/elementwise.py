@@ -67,7 +67,16 @@ def rms_norm_rotated(
         cos, sin = rotation
         result = kernels.rms_norm(x, weight=weight, eps=eps, cos=cos, sin=sin)
         return torch.unflatten(result, -1, split)
-    return rotate(rms_norm(x, weight=weight, eps=eps).unflatten(-1, split), rotation)
+    return rotate(torch.unflatten(rms_norm(x, weight=weight, eps=eps), -1, split), rotation)
+
+
+def turn(x_BNAD: Tensor, rotation: Rotation) -> Tensor:  # noqa: N803
+    """Turn queries or keys as `lrope.rotate` does."""
+    if (kernels := _kernels(x_BNAD)) is not None:
+        cos, sin = rotation
+        result: Tensor = kernels.rms_norm(x_BNAD.flatten(2), weight=None, eps=0.0, cos=cos, sin=sin)
+        return result.view_as(x_BNAD)
+    return rotate(x_BNAD, rotation)
 
 
 def add(x: Tensor, y: Tensor, *, gate: Tensor | float = 1.0) -> Tensor:

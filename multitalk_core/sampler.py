@@ -89,7 +89,7 @@ class SegmentModel:
                 audio_strength=self.audio_strength,
                 memory=memories.setdefault(tuple(passes), Memory(max_bytes=_MEMORY_BYTES)),
             )
-            return list(velocity.float().split(1))
+            return list(velocity.float().chunk(count))
 
         return predict
 

@@ -3,9 +3,6 @@
 All arithmetic is float32 and rounds once, at the end. A program works on one token.
 """
 
-# Triton compiles the bodies below; they are no typed Python.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, no-any-return"
-
 from __future__ import annotations
 
 import torch
@@ -32,7 +29,7 @@ def normalize(x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
 def rms_norm(
     x: Tensor,
     *,
-    weight: Tensor,
+    weight: Tensor | None,
     eps: float,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
@@ -41,7 +38,7 @@ def rms_norm(
 
     Args:
         x: Queries or keys.
-        weight: `(D,)`.
+        weight: `(D,)`; `None` leaves out the norm.
         eps: Of the norm.
         cos: `(N, head width / 2)` or `(B, N, head width / 2)`, float32.
         sin: Likewise.
@@ -51,11 +48,12 @@ def rms_norm(
     out = torch.empty_like(x)
     block = triton.next_power_of_2(width)
     turns = cos is not None
+    norms = weight is not None
     tables = (cos.contiguous(), sin.contiguous()) if cos is not None and sin is not None else (x, x)
     _rms_norm[(batch * num_tokens,)](
-        x, weight.contiguous(), *tables, out,
+        x, x if weight is None else weight.contiguous(), *tables, out,
         batch * num_tokens if turns and tables[0].ndim == 3 else num_tokens, eps,
-        D=width, PAIRS=tables[0].shape[-1] if turns else 1, TURNS=turns, BLOCK=block,
+        D=width, PAIRS=tables[0].shape[-1] if turns else 1, NORMS=norms, TURNS=turns, BLOCK=block,
         num_warps=_warps(block),
     )  # fmt: skip
     return out
@@ -71,7 +69,7 @@ def add_gated(x: Tensor, y: Tensor, *, gate: Tensor) -> None:
 
 
 def _warps(block: int) -> int:
-    return min(max(block // 512, 1), 16)
+    return min(max(block // 1024, 1), 8)
 
 
 @triton.jit
@@ -93,14 +91,16 @@ def _normalize(x, gain, shift, out, num_tokens, stride, eps, D: tl.constexpr, BL
 @triton.jit
 def _rms_norm(
     x, weight, cos, sin, out, num_places, eps,
-    D: tl.constexpr, PAIRS: tl.constexpr, TURNS: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, PAIRS: tl.constexpr, NORMS: tl.constexpr, TURNS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     ok = column < D
     value = tl.load(x + row * D + column, mask=ok, other=0).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(value * value, axis=0) / D + eps)
-    value = value * scale * tl.load(weight + column, mask=ok, other=0).to(tl.float32)
+    if NORMS:
+        scale = tl.rsqrt(tl.sum(value * value, axis=0) / D + eps)
+        value = value * scale * tl.load(weight + column, mask=ok, other=0).to(tl.float32)
     if TURNS:
         even, odd = tl.split(tl.reshape(value, (BLOCK // 2, 2)))
         at = row % num_places * PAIRS + tl.arange(0, BLOCK // 2) % PAIRS

@@ -66,6 +66,23 @@ class Held:
         return self.motion.hold(latents, timestep=sigma * NUM_TIMESTEPS, noise=noise)
 
 
+class VoicesCond(comfy.conds.CONDRegular):
+    """The audio tokens of a pass; passes with other numbers of speakers share a batch all the same.
+
+    ComfyUI batches conditionings that can be concatenated. These become one list, an entry for each
+    of the batch, which core's model takes.
+    """
+
+    def can_concat(self, other: Any) -> bool:
+        return isinstance(other, VoicesCond)
+
+    def concat(self, others: list[Any]) -> Tensor | list[Tensor]:
+        conds = [self.cond, *(other.cond for other in others)]
+        if len({cond.shape for cond in conds}) == 1:
+            return torch.cat(conds)
+        return [entry for cond in conds for entry in cond.split(1)]
+
+
 class SegmentGuider(comfy.samplers.CFGGuider):
     """The guidance of one segment, for ComfyUI's samplers.
 
@@ -167,7 +184,7 @@ class SegmentGuider(comfy.samplers.CFGGuider):
         if masks is not None:
             shared["token_masks"] = comfy.conds.CONDConstant(masks.to(noise.device))
         for name, which in self._passes.items():
-            audio = comfy.conds.CONDRegular(voiced if which.voice else silence)
+            audio = VoicesCond(voiced if which.voice else silence)
             for cond in self.conds[name]:
                 cond["model_conds"] = {**cond["model_conds"], **shared, "audio": audio}
 

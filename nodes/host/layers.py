@@ -8,16 +8,16 @@ uint8 Parameters and arrive through `cast_bias_weight`. LoRA acts on the decoded
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.ops
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ...wan_gguf_loader.dequant import dequantize
-from ...wan_gguf_loader.ops import GGUFLinear
+from ...wan_gguf_loader.ops import GGUFLinear, Precision, hold
 from .lora import LayerLora
 
 
@@ -45,6 +45,8 @@ class HostLinear(GGUFLinear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to `(..., in_features)` in the dtype of its input."""
+        if (ready := self.held_for(x)) is not None:
+            return self.multiply(x, *ready)
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self,
             dtype=torch.uint8 if self.is_packed else x.dtype,
@@ -53,7 +55,13 @@ class HostLinear(GGUFLinear):
             offloadable=True,
         )
         dense = self._decode(weight, x) if self.is_packed else weight
-        result = functional.linear(x, dense, bias)
+        if self._holds:
+            # What was cast lies in memory that ComfyUI gives to the next layer.
+            dense = _own(dense, self.weight) if dense is weight else dense
+            bias = None if bias is None or self.bias is None else _own(bias, self.bias)
+        ready = self.rounded(dense, x), bias
+        self._held = ready if self._holds else None
+        result = self.multiply(x, *ready)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return result
 
@@ -86,7 +94,16 @@ class HostLinear(GGUFLinear):
 class HostOps:
     """Layer classes for a model that lives in ComfyUI."""
 
-    Linear = HostLinear
+    precision: Precision = "exact"
+
+    def Linear(self, *args: Any, **kwargs: Any) -> HostLinear:  # noqa: N802
+        """Build an empty layer."""
+        return HostLinear(*args, precision=self.precision, **kwargs)
+
+    @staticmethod
+    def hold(layers: nn.Module) -> AbstractContextManager[None]:
+        """Keep what the layers inside `layers` cast and decode while the context lasts."""
+        return hold(layers)
 
 
 def adopt(model: nn.Module) -> None:
@@ -96,6 +113,11 @@ def adopt(model: nn.Module) -> None:
             tensor = layer._buffers.pop(name, None)
             parameter = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
             layer.register_parameter(name, parameter)
+
+
+def _own(tensor: Tensor, stored: Tensor) -> Tensor:
+    """Give a tensor that lasts: the stored one itself, else a copy."""
+    return tensor if tensor.data_ptr() == stored.data_ptr() else tensor.clone()
 
 
 def host_layers(model: nn.Module) -> Iterator[HostLinear]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import comfy.context_windows
@@ -57,6 +59,15 @@ class MultiTalkWAN(comfy.model_base.WAN21):
         return super().resize_cond_for_context_window(
             cond_key, cond_value, window, x_in, device, **options
         )
+
+    def memory_required(self, input_shape: Any, cond_shapes: Any = MappingProxyType({})) -> float:
+        """Estimate the bytes of a forward: entries of a batch take turns in most of the work."""
+        batch, *rest = input_shape
+        alone: float = super().memory_required([1, *rest], cond_shapes=cond_shapes)
+        itemsize = comfy.model_management.dtype_size(self.get_dtype_inference())
+        size: int = math.prod(rest[1:]) // 4 * self.diffusion_model.dim * itemsize
+        needed: float = alone + 2 * (batch - 1) * size
+        return needed
 
     def twin(self, tensors: Resting) -> MultiTalkWAN:
         """Make a second model around the same tensors, which `tensors` gives."""

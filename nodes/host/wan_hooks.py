@@ -104,7 +104,8 @@ def _around_block(options: dict[str, Any], latents: Tensor) -> Any:
         replace = replacements.get(("double_block", call.index))
         x = call() if replace is None else _replaced(replace, call, options)
         for patch in patches:
-            given = {"img": x, "x": latents, "vec": call.time, "block_index": call.index}
+            # The next block overwrites its tokens, and a patch may keep what it is given.
+            given = {"img": x.clone(), "x": latents, "vec": call.time, "block_index": call.index}
             x = patch({**given, "img_offset": 0, "transformer_options": options})["img"]
         return x
 
@@ -113,7 +114,7 @@ def _around_block(options: dict[str, Any], latents: Tensor) -> Any:
 
 def _replaced(replace: Any, call: BlockCall, options: dict[str, Any]) -> Tensor:
     def original(args: dict[str, Any]) -> dict[str, Any]:
-        return {"img": call.run(args["img"], args["vec"], args["txt"], args["pe"])}
+        return {"img": call.run(args["img"].clone(), args["vec"], args["txt"], args["pe"])}
 
     given = {"img": call.x, "txt": call.context, "vec": call.steps, "pe": call.rotation}
     result: dict[str, Any] = replace(

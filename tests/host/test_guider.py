@@ -42,11 +42,11 @@ def test_guider_begins_at_the_frame_it_is_told(sampled: Sampled) -> None:
     assert later["from_the_start"] > 10 * ROUNDING
 
 
-def test_passes_of_equal_size_are_one_batch(sampled: Sampled) -> None:
+def test_passes_of_a_step_are_one_batch(sampled: Sampled) -> None:
     patches = sampled["patches"]
     assert patches["one_speaker"] == [[0, 1, 2], [0, 1, 2]]
-    # Silence is one stream, two speakers are two.
-    assert patches["two_speakers"] == [[0, 1], [2], [0, 1], [2]]
+    # Though silence is one stream and two speakers are two.
+    assert patches["two_speakers"] == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_patches_of_the_guidance_see_and_change_the_passes(sampled: Sampled) -> None:

@@ -233,7 +233,7 @@ def patches(scene: Scene) -> dict[str, Any]:
     }
     batches.clear()
     scene.guided(scene.spoken(2), config, patched=batched)
-    return {**found, "two_speakers": batches[:4]}
+    return {**found, "two_speakers": batches[:2]}
 
 
 def formula(scene: Scene) -> dict[str, Any]:

@@ -52,6 +52,16 @@ def test_kernel_rotates_as_torch(batch: tuple[int, ...]) -> None:
     assert distance(result.unflatten(-1, (HEADS, -1)), expected) < 1e-6
 
 
+def test_kernel_turns_without_the_norm() -> None:
+    x, angles = normal(2, 7, WIDTH), normal(2, 7, WIDTH // HEADS // 2, seed=2)
+    expected = elementwise.turn(
+        x.unflatten(-1, (HEADS, -1)), Rotation(angles.cos(), angles.sin())
+    ).flatten(2)
+    cos, sin = angles.cos().to(DEVICE), angles.sin().to(DEVICE)
+    result = kernels.rms_norm(x.to(DEVICE), weight=None, eps=0.0, cos=cos, sin=sin)
+    assert distance(result, expected) < 1e-6
+
+
 def test_kernel_adds_gated_as_torch() -> None:
     x, y, gate = normal(2, 7, WIDTH), normal(2, 7, WIDTH, seed=1), normal(2, 1, WIDTH, seed=2)
     expected = elementwise.add(x, y, gate=gate)
