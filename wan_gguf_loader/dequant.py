@@ -63,7 +63,7 @@ def dequantize(
             f"not {packed.numel()}."
         )
     out = torch.empty(num_elements // block, block, dtype=dtype, device=packed.device)
-    kernels = _triton_kernels() if _may_use_kernels(packed) else None
+    kernels = triton_kernels("dequant", packed)
     if kernels is not None and type in kernels.KERNELS:
         kernels.dequantize_into(out, packed.contiguous(), type)
         return out.reshape(shape)
@@ -75,18 +75,21 @@ def dequantize(
     return out.reshape(shape)
 
 
-def _may_use_kernels(packed: Tensor) -> bool:
-    """Tell whether Triton may decode a tensor; torch's compiler works on the plain formulas."""
-    return packed.is_cuda and not torch.compiler.is_compiling()
+def triton_kernels(name: str, tensor: Tensor) -> Any | None:
+    """Give the Triton kernels of `kernels/<name>.py`, if they may work on a tensor.
+
+    They may on CUDA where Triton is installed; torch's compiler works on the plain formulas.
+    """
+    if not tensor.is_cuda or torch.compiler.is_compiling() or not _has_triton():
+        return None
+    from .kernels import dequant, fp8  # Triton may be missing
+
+    return {"dequant": dequant, "fp8": fp8}[name]
 
 
 @functools.cache
-def _triton_kernels() -> Any | None:
-    if importlib.util.find_spec("triton") is None:
-        return None
-    from .kernels import dequant  # Triton may be missing
-
-    return dequant
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _plain(packed: Tensor, stored: torch.dtype, type: str, shape: tuple[int, ...]) -> Tensor:

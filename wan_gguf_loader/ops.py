@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,16 @@ from torch.nn import functional
 
 from .dequant import PACKED_TYPES, dequantize
 from .errors import GGUFError
+from .fp8 import Fp8Rows, fp8_linear, quantize_rows
 from .types import GGML_TYPES, PLAIN_DTYPES, TYPES_BY_NAME
+
+Precision = Literal["exact", "fp8"]
+
+_FP8_ROWS = 1024
+"""Fewer rows stay exact: the layers of time, text and photo, where nothing would be gained."""
+
+_Ready = tuple[Tensor | Fp8Rows, Tensor | None]
+"""Weight and bias as a product takes them."""
 
 _NAMES = {dtype: name for name, dtype in PLAIN_DTYPES.items()}
 
@@ -29,9 +38,11 @@ class GGUFOps:
 
     Attributes:
         dtype: Compute dtype of its layers; None follows each layer's input.
+        precision: `"exact"`, or `"fp8"` for products in fp8; see `fp8.py`.
     """
 
     dtype: torch.dtype | None = None
+    precision: Precision = "exact"
 
     def Linear(  # noqa: N802  (named as torch.nn names it)
         self,
@@ -42,28 +53,44 @@ class GGUFOps:
         dtype: torch.dtype | None = None,
     ) -> GGUFLinear:
         """Build an empty layer, with the arguments of `torch.nn.Linear`."""
-        return GGUFLinear(in_features, out_features, bias, device, dtype, compute_dtype=self.dtype)
+        return GGUFLinear(
+            in_features,
+            out_features,
+            bias,
+            device,
+            dtype,
+            compute_dtype=self.dtype,
+            precision=self.precision,
+        )
 
-    @contextlib.contextmanager
-    def hold(self, layers: nn.Module) -> Iterator[None]:
+    @staticmethod
+    def hold(layers: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Keep the decoded weights of all layers inside `layers` while the context lasts."""
-        held = [module for module in layers.modules() if isinstance(module, GGUFLinear)]
+        return hold(layers)
+
+
+@contextlib.contextmanager
+def hold(layers: nn.Module) -> Iterator[None]:
+    """Keep the decoded weights of all `GGUFLinear` inside `layers` while the context lasts."""
+    held = [module for module in layers.modules() if isinstance(module, GGUFLinear)]
+    for layer in held:
+        layer.hold()
+    try:
+        yield
+    finally:
         for layer in held:
-            layer.hold()
-        try:
-            yield
-        finally:
-            for layer in held:
-                layer.release()
+            layer.release()
 
 
-def gguf_ops(*, dtype: torch.dtype | None = None) -> GGUFOps:
+def gguf_ops(*, dtype: torch.dtype | None = None, precision: Precision = "exact") -> GGUFOps:
     """Make the layer classes of one load.
 
     Args:
         dtype: What the layers compute in; None follows each layer's input.
+        precision: `"fp8"` multiplies in fp8 wherever a layer is given many rows: faster on cards
+            that have it, and less exact.
     """
-    return GGUFOps(dtype=dtype)
+    return GGUFOps(dtype=dtype, precision=precision)
 
 
 class LowRank(nn.Module):
@@ -120,6 +147,7 @@ class GGUFLinear(nn.Module):
             `(out_features, in_features)` of the stored dtype.
         bias: `(out_features,)` or None.
         compute_dtype: What forward computes in; None follows the input.
+        precision: How forward multiplies; `"fp8"` holds for inputs of many rows.
         low_rank: LoRA changes of the weight.
         difference: Changes of the weight by files that hold them whole, `(out, in)`.
     """
@@ -137,12 +165,14 @@ class GGUFLinear(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         compute_dtype: torch.dtype | None = None,
+        precision: Precision = "exact",
     ) -> None:
         """Build the layer with zeros, to be filled by `store_weight` or `load_state_dict`."""
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
         self.compute_dtype = compute_dtype
+        self.precision = precision
         self._packed_type: str | None = None
         zeros = torch.zeros(out_features, in_features, device=device, dtype=dtype)
         self.register_buffer("weight", zeros)
@@ -150,7 +180,7 @@ class GGUFLinear(nn.Module):
         self.register_buffer("difference", None, persistent=False)
         self.low_rank: LowRank | None = None
         self._holds = False
-        self._held: Tensor | None = None
+        self._held: _Ready | None = None
 
     @property
     def weight_type(self) -> str:
@@ -240,13 +270,35 @@ class GGUFLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to `(..., in_features)`; the result has the input's dtype."""
         dtype = self.compute_dtype if self.is_packed and self.compute_dtype else x.dtype
-        weight = self._held
-        if weight is None:
+        ready = self.held_for(x)
+        if ready is None:
             weight = self.dequantized_weight(dtype, x.device)
+            bias = None if self.bias is None else self.bias.to(device=x.device, dtype=dtype)
+            ready = self.rounded(weight, x), bias
         if self._holds:
-            self._held = weight
-        bias = None if self.bias is None else self.bias.to(device=x.device, dtype=dtype)
-        return functional.linear(x.to(dtype), weight, bias).to(x.dtype)
+            self._held = ready
+        return self.multiply(x.to(dtype), *ready).to(x.dtype)
+
+    def held_for(self, x: Tensor) -> _Ready | None:
+        """Give the weight and bias that were kept, if they are in the form that `x` asks for."""
+        if self._held is None or isinstance(self._held[0], Fp8Rows) != self._in_fp8(x):
+            return None
+        return self._held
+
+    def rounded(self, weight: Tensor, x: Tensor) -> Tensor | Fp8Rows:
+        """Give a decoded weight as the product with `x` takes it."""
+        return quantize_rows(weight) if self._in_fp8(x) else weight
+
+    def multiply(self, x: Tensor, weight: Tensor | Fp8Rows, bias: Tensor | None) -> Tensor:
+        """Apply the layer with a weight made ready."""
+        if not isinstance(weight, Fp8Rows):
+            return functional.linear(x, weight, bias)
+        rows = quantize_rows(x.reshape(-1, self.in_features))
+        product = fp8_linear(rows, weight, bias, dtype=x.dtype)
+        return product.reshape(*x.shape[:-1], self.out_features)
+
+    def _in_fp8(self, x: Tensor) -> bool:
+        return self.precision == "fp8" and x[..., 0].numel() >= _FP8_ROWS
 
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""

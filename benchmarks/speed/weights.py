@@ -15,7 +15,7 @@ from ...multitalk_core.config import ModelConfig
 from ...multitalk_core.dit import MultiTalkModel
 from ...tools.tiny.fill import moments
 from ...wan_gguf_loader.dequant import PACKED_TYPES
-from ...wan_gguf_loader.ops import GGUFLinear, WeightPatch, gguf_ops
+from ...wan_gguf_loader.ops import GGUFLinear, gguf_ops
 from .packing import random_packed
 
 _STD = {"time_projection.1.weight": 0.02}
@@ -77,7 +77,7 @@ def add_loras(model: MultiTalkModel, *, count: int, rank: int, seed: int = 1) ->
             up = _normal((module.out_features, rank), 1.0, torch.bfloat16, generator)
             down = _normal((rank, module.in_features), 1.0, torch.bfloat16, generator)
             scale = _LORA_SHARE * (rank * module.in_features) ** -0.5
-            module.patches.append(WeightPatch(up, down, scale=scale))
+            module.change_weight(up, down, scale=scale)
 
 
 def packed_layers(model: nn.Module) -> dict[str, GGUFLinear]:

@@ -6,9 +6,6 @@ decodes `R` blocks, seen as `(R, groups, values of a group)` with one scale for 
 are loaded one by one (most block sizes are odd multiples of 2); the L1 cache joins the loads.
 """
 
-# Triton compiles the bodies below; they are no typed Python.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc, no-any-return"
-
 from __future__ import annotations
 
 from collections.abc import Mapping
