@@ -45,7 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"speed_{scale.name}_{device.type}"
-    bench = Bench(scale=scale, device=device, seconds=options.seconds, repeats=options.repeats)
+    bench = Bench(
+        scale=scale,
+        device=device,
+        # a CPU is too slow in bfloat16
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        seconds=options.seconds,
+        repeats=options.repeats,
+    )
     facts = machine(device) | {"computes in": str(bench.dtype).removeprefix("torch.")}
     report = Report(machine=facts, scale=str(scale), path=path)
     with torch.no_grad():

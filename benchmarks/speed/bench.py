@@ -29,6 +29,7 @@ class Bench:
     Attributes:
         scale: Sizes.
         device: Where it computes.
+        dtype: What the model computes in.
         seconds: Time limit of one table; what comes after it is left out and said so.
         repeats: Timed calls of a forward.
         rates: Of the device, once `floor.device_rates` has measured them.
@@ -37,15 +38,11 @@ class Bench:
 
     scale: Scale
     device: torch.device
+    dtype: torch.dtype
     seconds: float
     repeats: int = 3
     rates: Rates | None = None
     began: float = field(default_factory=time.perf_counter)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the model computes in: bfloat16, but on a CPU, where that is slow, float32."""
-        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def begin(self) -> None:
         """Start the clock of a table, on a device that holds nothing of the one before."""
@@ -71,9 +68,9 @@ class Bench:
         return torch.Generator(self.device).manual_seed(seed)
 
     def normal(self, *shape: int, seed: int = 0) -> Tensor:
-        """Draw normal numbers on the device."""
-        empty = torch.empty(shape, dtype=self.dtype, device=self.device)
-        return empty.normal_(generator=self.generator(seed))
+        """Draw normal numbers on the device; those of bfloat16 in any dtype."""
+        drawn = torch.empty(shape, device=self.device).normal_(generator=self.generator(seed))
+        return drawn.to(torch.bfloat16).to(self.dtype)
 
     def windows(self, num_speakers: int) -> Tensor:
         """Draw the audio features around each video frame."""
@@ -92,6 +89,10 @@ class Bench:
         masks[2] = 1 - masks[0] - masks[1]
         return masks.flatten(1)
 
+    def image(self) -> Tensor:
+        """Draw the CLIP tokens of the photo."""
+        return self.normal(1, IMAGE_TOKENS, self.scale.config.image_dim, seed=4)
+
     def inputs(self, model: MultiTalkModel, *, num_speakers: int) -> dict[str, Any]:
         """Draw what one forward takes."""
         config = self.scale.config
@@ -100,7 +101,7 @@ class Bench:
             "timestep": torch.tensor([700.0], device=self.device),
             "condition": self.normal(1, 20, *self.scale.latent, seed=2),
             "text": self.normal(1, config.text_len, config.text_dim, seed=3),
-            "image": self.normal(1, IMAGE_TOKENS, config.image_dim, seed=4),
+            "image": self.image(),
             "audio": model.project_audio(self.windows(num_speakers)),
             "token_masks": self.token_masks(num_speakers),
         }

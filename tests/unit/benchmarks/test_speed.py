@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from comfyui_multitalk.benchmarks.speed.counting import CountingOps, Transfers, decodings
+from comfyui_multitalk.benchmarks.speed.e2e import shares
 from comfyui_multitalk.benchmarks.speed.flops import Rates, floor_seconds, forward_flops
 from comfyui_multitalk.benchmarks.speed.measure import Spread
 from comfyui_multitalk.benchmarks.speed.packing import random_packed
@@ -104,3 +106,27 @@ def test_report_is_written_after_every_row(tmp_path: Path) -> None:
     table.add(a=1.5)
     assert "| 1.500 |" in (tmp_path / "speed.md").read_text(encoding="utf-8")
     assert '"a": 1.5' in (tmp_path / "speed.json").read_text(encoding="utf-8")
+
+
+def test_decodings_and_transfers_of_a_layer_are_counted() -> None:
+    layer = CountingOps().Linear(256, 2)
+    packed = random_packed("Q4_K", (2, 256), std=1, generator=torch.Generator().manual_seed(0))
+    layer.store_weight(packed, "Q4_K")
+    model = torch.nn.Sequential(layer)
+    with Transfers() as transfers:
+        model(torch.ones(3, 256))
+        model(torch.ones(3, 256))
+        torch.ones(1 << 15).to("meta", torch.float16)
+    assert decodings(model) == 2
+    assert decodings(model) == 0
+    assert transfers.bytes == 4 << 15
+
+
+def test_shares_flag_only_slow_operations_that_are_no_products() -> None:
+    times = {"aten::addmm": (50.0, 1), "aten::mul": (30.0, 4), "aten::copy_": (20.0, 2)}
+    rows = list(shares(times | {"aten::neg": (0.5, 1)}))
+    assert [row["group"] for row in rows] == ["other", "product", "other", "other"]
+    assert [(row["operation"], row["flag"]) for row in rows[2:]] == [
+        ("aten::mul", "yes"),
+        ("aten::copy_", "yes"),
+    ]
