@@ -78,6 +78,7 @@ def _forwards(bench: Bench, table: Table) -> None:
 
 def _runs(bench: Bench, table: Table) -> None:
     """Sample the same segment in float32, in bfloat16 and with fast layers."""
+    scale = bench.scale if bench.scale.name == "tiny" else SCALES["tiny"]
     wholes: dict[str, Tensor] = {}
     cases = (
         ("float32", torch.float32, gguf_ops(), "float32"),
@@ -88,7 +89,7 @@ def _runs(bench: Bench, table: Table) -> None:
         if ops is None:
             continue
         log(f"8bit: {_STEPS} steps, {name}")
-        tiny = dataclasses.replace(bench, scale=SCALES["tiny"], dtype=dtype)
+        tiny = dataclasses.replace(bench, scale=scale, dtype=dtype)
         model = random_model(
             tiny.scale.config, base="Q4_K", adapter="Q8_0", device=bench.device, ops=ops
         )

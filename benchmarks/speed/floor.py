@@ -15,7 +15,7 @@ from .report import Column, Table
 TITLE = "rates of the device on random data, and the least time of a forward"
 COLUMNS = (
     Column("what", "what"),
-    Column("rate", "rate", 1, 1e-12),
+    Column("rate", "rate", 1),
     Column("unit", "unit"),
     Column("seconds", "ms", 3, 1e3),
     Column("remark", ""),
@@ -50,7 +50,7 @@ def measure(bench: Bench, table: Table) -> None:
         seconds = floor_seconds(flops, bench.rates)
         table.add(
             what=f"floor of a forward, {speakers} speaker{'s' * (speakers > 1)}",
-            rate=flops.total / seconds,
+            rate=flops.total / seconds / 1e12,
             unit="TFLOP/s",
             seconds=seconds,
             remark=f"{flops.linears / 1e12:.4g} TFLOP of linears, "
@@ -127,5 +127,5 @@ def _rate(
     seconds: Spread = timed(call, device=bench.device, seconds=_SECONDS, most=200)
     rate = work / seconds.median
     if table is not None:
-        table.add(what=what, rate=rate, unit=unit, seconds=seconds)
+        table.add(what=what, rate=rate / 1e12, unit=unit, seconds=seconds)
     return rate

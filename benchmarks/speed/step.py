@@ -61,6 +61,7 @@ def _row(
         ones[weights] = seconds.median
     floor = passes * floor_seconds(bench.flops(num_speakers=1), device_rates(bench))
     one = ones.get(weights)
+    moved = weights == "streamed" and bench.device.type != "cpu"
     table.add(
         weights=weights,
         passes=passes,
@@ -69,5 +70,5 @@ def _row(
         of_floor=seconds.median / floor,
         of_one=None if one is None else seconds.median / passes / one,
         decodings=decoded,
-        transfers=transfers.bytes / block_bytes(model) if weights == "streamed" else None,
+        transfers=transfers.bytes / block_bytes(model) if moved else None,
     )
