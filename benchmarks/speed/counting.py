@@ -45,7 +45,13 @@ class CountingOps(GGUFOps):
     ) -> CountingLinear:
         """Build an empty layer."""
         return CountingLinear(
-            in_features, out_features, bias, device, dtype, compute_dtype=self.dtype
+            in_features,
+            out_features,
+            bias,
+            device,
+            dtype,
+            compute_dtype=self.dtype,
+            precision=self.precision,
         )
 
 
