@@ -18,6 +18,7 @@ from torch import Tensor
 from ..multitalk_core.errors import WeightsError
 from ..wan_gguf_loader.files import WeightsFile
 from .borrowed import fill, on_device
+from .memory import TILE_PIXELS, TILE_STRIDE
 
 _LATENT_CHANNELS = 16
 _LAYERS_PER_UP_BLOCK = 4
@@ -56,6 +57,10 @@ class WanVAE:
         self._device = device
         self.mean = torch.tensor(model.config["latents_mean"])
         self.std = torch.tensor(model.config["latents_std"])
+
+    def use_tiles(self) -> None:
+        """Work in overlapping tiles from now on: less memory, and a slightly different picture."""
+        self.model.enable_tiling(TILE_PIXELS, TILE_PIXELS, TILE_STRIDE, TILE_STRIDE)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
@@ -113,6 +118,12 @@ def load_vae(file: WeightsFile, *, device: torch.device, dtype: torch.dtype) -> 
         )
     fill(model, file, names={name: stored(name) for name in model.state_dict()}, dtype=dtype)
     return WanVAE(model, device=device)
+
+
+def vae_width(file: WeightsFile) -> int:
+    """Give a VAE's channels at the size of the picture, in the decoder."""
+    names = ("decoder.head.0.gamma", "decoder.norm_out.gamma")  # Wan's own, diffusers'
+    return max(file.tensors[name].shape[0] for name in names if name in file.tensors)
 
 
 def original_name(name: str) -> str:

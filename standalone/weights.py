@@ -6,6 +6,8 @@ Opening reads headers only, so a wrong file is named within a second and not aft
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,7 +23,11 @@ from ..wan_gguf_loader.files import WeightsFile, open_weights
 from ..wan_gguf_loader.load import load_weights
 from ..wan_gguf_loader.lora import apply_lora
 from ..wan_gguf_loader.ops import gguf_ops
+from .memory import Weights
 from .request import ModelFiles
+
+_BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
+"""The number of a block in a tensor's name; LoRA files write it in several ways."""
 
 
 class OpenFiles:
@@ -73,6 +79,24 @@ class OpenFiles:
         for file, strength in self._loras:
             apply_lora(model, file, strength)
         return model.eval()
+
+    def transformer_weights(self, dtype: torch.dtype) -> Weights:
+        """Count the bytes that `load_transformer` will hold, from the headers.
+
+        Args:
+            dtype: As there.
+        """
+        outside, blocks = 0, Counter[int]()
+        merged = [self._base] if self._adapter is None else [self._base, self._adapter]
+        for file in [*merged, *(lora for lora, _ in self._loras)]:
+            widest = dtype.itemsize if file in merged else torch.float32.itemsize
+            for name, info in file.tensors.items():
+                held = min(info.nbytes, info.num_elements * widest)
+                if block := _BLOCK.search(name):
+                    blocks[int(block[1])] += held
+                else:
+                    outside += held
+        return Weights(outside=outside, blocks=tuple(blocks.values()))
 
     def load_wav2vec2(self) -> Wav2Vec2Model:
         """Load Wav2Vec2 in float32."""

@@ -1,0 +1,171 @@
+"""What a run needs on the card, estimated before anything is loaded, and the plans to choose from.
+
+Three plans, each slower or less exact than the one before it and in need of less memory. Two kinds
+of work take turns on the card beside the transformer's weights: sampling, and the visits of the
+video VAE and of the image encoder; the larger of them counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..multitalk_core.errors import InputError
+from ..multitalk_core.geometry import Size, token_grid
+
+TILE_PIXELS = 384
+"""Side of the VAE's tiles. Tiles of 256 pixels show up to three times the difference at seams."""
+TILE_STRIDE = 256
+"""From tile to tile, in pixels; neighbours are blended over the rest."""
+
+_ATTENTION_WIDTHS = 14
+"""Tensors of tokens x width alive at once in self-attention, the tokens themselves aside."""
+_FFN_WIDTHS = 2
+"""The same in the feed-forward layers: tensors of tokens x hidden width, before and after GELU."""
+_SLACK = 1.03
+"""What the allocator loses between tensors."""
+_VAE_WIDTHS = 57
+"""Tensors of one frame x the VAE's width alive at once in its last block: 11 kB a pixel in
+bfloat16, so 4.8 GB at 832x480 with weights and frames, as measured on an H200."""
+_COLOR_VIDEOS = 4
+"""Float32 videos alive at once while the colours are matched."""
+VISITOR_SLACK = 1.1
+"""What a text or image encoder needs, in units of its weights."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Where the weights lie and how the VAE works.
+
+    Attributes:
+        words: What the log calls it.
+        streamed: Whether the transformer's blocks come from main memory one by one.
+        tiled: Whether the VAE works in tiles, which changes the picture a little.
+    """
+
+    words: str
+    streamed: bool
+    tiled: bool
+
+
+RESIDENT = Plan(words="the whole transformer on the card", streamed=False, tiled=False)
+STREAMED = Plan(words="its blocks streamed from main memory", streamed=True, tiled=False)
+TILED = Plan(words="blocks streamed and the VAE in tiles", streamed=True, tiled=True)
+
+PLANS = (RESIDENT, STREAMED, TILED)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """Bytes of a transformer's weights.
+
+    Attributes:
+        outside: Of all that is in no block.
+        blocks: Of each block.
+    """
+
+    outside: int
+    blocks: tuple[int, ...]
+
+    def on_card(self, plan: Plan) -> int:
+        """Give the bytes that lie on the card throughout; a streamed block has two slots."""
+        if plan.streamed:
+            return self.outside + 2 * max(self.blocks, default=0)
+        return self.outside + sum(self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Workload:
+    """All that decides what a run needs.
+
+    Attributes:
+        size: Of the video.
+        num_frames: Video frames of a segment.
+        dim: Width D of a token.
+        ffn_dim: Width inside the feed-forward layers.
+        num_passes: Passes of a step; the tokens of each are alive at once.
+        dtype: What the models compute in.
+        transformer: Its weights.
+        vae_width: Channels of the VAE at the size of the picture.
+        vae_bytes: Of its weights.
+        image_encoder_bytes: Of its weights.
+    """
+
+    size: Size
+    num_frames: int
+    dim: int
+    ffn_dim: int
+    num_passes: int
+    dtype: torch.dtype
+    transformer: Weights
+    vae_width: int
+    vae_bytes: int
+    image_encoder_bytes: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens N of a segment."""
+        return math.prod(token_grid(self.num_frames, self.size))
+
+    def sampling_bytes(self) -> int:
+        """Give the activations of a step and the decoded weights of a feed-forward layer."""
+        tokens = self.num_passes * self.dim
+        inner = max(_ATTENTION_WIDTHS * self.dim, _FFN_WIDTHS * self.ffn_dim)
+        decoded = 2 * self.ffn_dim * self.dim
+        total = (self.num_tokens * (tokens + inner) + decoded) * self.dtype.itemsize
+        return int(total * _SLACK)
+
+    def vae_bytes_at_work(self, *, tiled: bool) -> int:
+        """Give the VAE with its activations, and the video it takes and gives."""
+        pixels = self.size.height * self.size.width
+        at_once = min(pixels, TILE_PIXELS**2) if tiled else pixels
+        wide = at_once * self.vae_width * _VAE_WIDTHS * self.dtype.itemsize
+        video = pixels * self.num_frames * 3
+        overlap = (TILE_PIXELS / TILE_STRIDE) ** 2 if tiled else 0  # every tile is kept
+        coding = wide + video * (1 + overlap) * self.dtype.itemsize
+        return int((self.vae_bytes + max(coding, video * _COLOR_VIDEOS * 4)) * _SLACK)
+
+
+def estimate(plan: Plan, work: Workload) -> int:
+    """Give the bytes a run needs on the card at its peak."""
+    at_work = max(
+        work.sampling_bytes(),
+        work.vae_bytes_at_work(tiled=plan.tiled),
+        int(work.image_encoder_bytes * VISITOR_SLACK),
+    )
+    return work.transformer.on_card(plan) + at_work
+
+
+def choose(work: Workload, *, free: float) -> Plan:
+    """Take the first plan that fits.
+
+    Args:
+        work: What is to be done.
+        free: Bytes of the card to be had.
+
+    Raises:
+        InputError: If none fits.
+    """
+    for plan in PLANS:
+        needed = estimate(plan, work)
+        if needed <= free:
+            _log.info("about %.1f of %.1f GB needed: %s", needed / 1e9, free / 1e9, plan.words)
+            return plan
+    raise InputError(
+        f"A segment of {work.num_frames} frames at {work.size.width}x{work.size.height} needs "
+        f"about {needed / 1e9:.1f} GB on the card even with {plan.words}, but {free / 1e9:.1f} GB "
+        "are free. Give a smaller --size or fewer --segment-frames."
+    )
+
+
+def free_bytes(device: torch.device) -> float:
+    """Give the memory of a device that can be had: free, or kept by torch for later use."""
+    if device.type != "cuda":
+        return float("inf")
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
