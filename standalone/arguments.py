@@ -223,7 +223,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "--offload",
         choices=("auto", "none", "blocks"),
         default="auto",
-        help="blocks streams the transformer from main memory, auto if the card is too small",
+        help="none keeps the transformer on the card, blocks streams it from main memory; auto "
+        "does what fits, on the smallest cards with the VAE in tiles",
     )
     add("--json", action="store_true", help="write a summary as JSON to standard output")
     add("--quiet", action="store_true", help="no progress bar")  # fmt: skip

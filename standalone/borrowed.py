@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..multitalk_core.errors import WeightsError
 from ..multitalk_core.weights import has_fp8_scales
 from ..wan_gguf_loader.files import WeightsFile
+from .streaming import stream_blocks
 
 
 def fill(
@@ -61,6 +62,11 @@ def fill(
     model.eval()
 
 
+def held_bytes(file: WeightsFile, dtype: torch.dtype) -> int:
+    """Give the bytes of a file's weights once `fill` has read them."""
+    return sum(info.num_elements for info in file.tensors.values()) * dtype.itemsize
+
+
 def count_layers(file: WeightsFile, prefix: str) -> int:
     """Count the numbered layers whose names start with `prefix`, such as `encoder.layers.`."""
     numbers = {
@@ -70,12 +76,26 @@ def count_layers(file: WeightsFile, prefix: str) -> int:
 
 
 @contextmanager
-def on_device(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Hold a model on the device for a `with` block; it goes back to main memory at its end."""
+def on_device(
+    model: nn.Module, device: torch.device, *, streamed: nn.ModuleList | None = None
+) -> Iterator[None]:
+    """Hold a model on the device for a `with` block; it goes back to main memory at its end.
+
+    Args:
+        model: The model.
+        device: Where it computes meanwhile.
+        streamed: Those of its layers that stay in main memory and visit the device in turn.
+    """
+    stream = None
     try:
-        model.to(device)
+        if streamed is None:
+            model.to(device)
+        else:
+            stream = stream_blocks(model, streamed, device)
         yield
     finally:
+        if stream is not None:
+            stream.close()
         if device.type != "cpu":
             model.to("cpu")
         if device.type == "cuda":

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(reason))
     except torch.OutOfMemoryError:
         return _fail(
-            "The card has too little memory. Use --offload blocks, a smaller --size or fewer "
+            "The card has too little memory. Use --offload auto, a smaller --size or fewer "
             "--segment-frames."
         )
     except KeyboardInterrupt:
@@ -65,7 +65,7 @@ def _generate(options: argparse.Namespace) -> int:
         def advance(step: Step) -> None:
             bar.total = step.num_segments * step.num_steps
             bar.set_description(f"segment {step.segment + 1}/{step.num_segments}", refresh=False)
-            bar.update()
+            bar.update(step.segment * step.num_steps + step.step + 1 - bar.n)
 
         summary = run(request, on_step=advance)
     if options.json:

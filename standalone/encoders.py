@@ -38,16 +38,22 @@ class TextEncoder:
     """UMT5 with its tokenizer; visits `device` only while it encodes."""
 
     def __init__(
-        self, model: UMT5EncoderModel, tokenizer: SentencePieceProcessor, *, device: torch.device
+        self,
+        model: UMT5EncoderModel,
+        tokenizer: SentencePieceProcessor,
+        *,
+        device: torch.device,
+        streamed: bool = False,
     ) -> None:
         self.model = model
         self._tokenizer = tokenizer
         self._device = device
+        self._streamed = model.encoder.block if streamed else None
 
     @torch.no_grad()
     def encode(self, prompts: list[str]) -> list[Tensor]:
         """Turn each prompt into its text tokens `(1, L, D)`, float32 on the CPU, L <= 512."""
-        with on_device(self.model, self._device):
+        with on_device(self.model, self._device, streamed=self._streamed):
             return [
                 self.model(input_ids=self.tokenize(prompt).to(self._device))
                 .last_hidden_state.float()
@@ -84,7 +90,7 @@ def clean_prompt(prompt: str) -> str:
 
 
 def load_text_encoder(
-    file: WeightsFile, *, device: torch.device, dtype: torch.dtype
+    file: WeightsFile, *, device: torch.device, dtype: torch.dtype, streamed: bool = False
 ) -> TextEncoder:
     """Build UMT5 from a file with `transformers`' tensor names and its tokenizer inside.
 
@@ -92,6 +98,7 @@ def load_text_encoder(
         file: An open text encoder of any size.
         device: Where it computes; it rests in main memory.
         dtype: Type it computes in; float16 overflows in T5 models.
+        streamed: Whether its blocks visit the device in turn, for a card it does not fit on.
 
     Raises:
         WeightsError: If the file is no UMT5 encoder, or lacks the tokenizer.
@@ -128,7 +135,7 @@ def load_text_encoder(
     names["encoder.embed_tokens.weight"] = "shared.weight"
     fill(model, file, names=names, dtype=dtype)
     model.tie_weights()
-    return TextEncoder(model, tokenizer, device=device)
+    return TextEncoder(model, tokenizer, device=device, streamed=streamed)
 
 
 def load_image_encoder(

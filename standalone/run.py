@@ -27,19 +27,20 @@ from ..multitalk_core.audio_features import audio_features
 from ..multitalk_core.config import FPS
 from ..multitalk_core.dit import MultiTalkModel
 from ..multitalk_core.errors import InputError
-from ..multitalk_core.geometry import Size, aspect_size, bucket_size, snap_size, token_grid
-from ..multitalk_core.guidance import needs_negative_text
+from ..multitalk_core.geometry import Size, aspect_size, bucket_size, snap_size
+from ..multitalk_core.guidance import needs_negative_text, passes_needed
 from ..multitalk_core.image import to_photo
 from ..multitalk_core.lrope import MAX_SPEAKERS
 from ..multitalk_core.masks import fit_masks, speaker_masks, to_tokens
 from ..multitalk_core.pipeline import Speech, Step, generate
 from ..multitalk_core.segments import TAIL_FRAMES
-from .borrowed import on_device
+from .borrowed import held_bytes, on_device
 from .encoders import VisionEncoder, load_image_encoder, load_text_encoder
 from .media import read_mask, read_photo, read_voice
+from .memory import RESIDENT, STREAMED, VISITOR_SLACK, Plan, Workload, choose, free_bytes
+from .placement import Placement
 from .request import Request
-from .streaming import place
-from .vae import WanVAE, load_vae
+from .vae import load_vae, vae_width
 from .video import VideoWriter, require_target
 from .weights import OpenFiles
 
@@ -61,6 +62,7 @@ class Summary:
         device: Where it was computed.
         dtype: In which type.
         streamed: Whether the transformer's blocks came from main memory one by one.
+        tiled: Whether the VAE worked in tiles.
         timings: Seconds each stage took.
         peak_memory_bytes: Of the card; on a CPU of the process, `None` where that is unknown.
     """
@@ -75,6 +77,7 @@ class Summary:
     device: str
     dtype: str
     streamed: bool
+    tiled: bool
     timings: dict[str, float]
     peak_memory_bytes: int | None
 
@@ -110,12 +113,11 @@ class _Inputs(NamedTuple):
 
 
 class _Models(NamedTuple):
-    """What samples, encodes and decodes."""
+    """What samples, encodes and decodes; the placement is both solver and VAE."""
 
     transformer: MultiTalkModel
-    vae: WanVAE
+    placement: Placement
     image_encoder: VisionEncoder
-    streamed: bool
 
 
 class _Stopwatch:
@@ -155,12 +157,13 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
         scene = _read_scene(request)
         voices = _read_voices(request)
         files = OpenFiles(request.files)
+        plan = _plan(files, request, size=scene.size, device=device, dtype=dtype)
     with watch.stage("listen"):
         speech = _listen(files, voices.timeline, device)
     with watch.stage("encode_text"):
         text = _encode_text(files, request, device=device, dtype=dtype)
     with watch.stage("load"):
-        models = _load_models(files, request, size=scene.size, device=device, dtype=dtype)
+        models = _load_models(files, request, plan, device=device, dtype=dtype)
     with (
         watch.stage("sample"),
         VideoWriter(
@@ -183,7 +186,8 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
         seed=request.seed,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
-        streamed=models.streamed,
+        streamed=models.placement.plan.streamed,
+        tiled=models.placement.plan.tiled,
         timings=watch.seconds,
         peak_memory_bytes=_peak_memory(device),
     )
@@ -282,7 +286,13 @@ def _listen(files: OpenFiles, timeline: Timeline, device: torch.device) -> Speec
 def _encode_text(
     files: OpenFiles, request: Request, *, device: torch.device, dtype: torch.dtype
 ) -> _Text:
-    encoder = load_text_encoder(files.text_encoder, device=device, dtype=dtype)
+    encoder = load_text_encoder(
+        files.text_encoder,
+        device=device,
+        dtype=dtype,
+        streamed=request.offload == "auto"
+        and held_bytes(files.text_encoder, dtype) * VISITOR_SLACK > free_bytes(device),
+    )
     prompts = [request.prompt]
     if needs_negative_text(request.sampling.text_guidance):
         prompts.append(request.negative_prompt)
@@ -290,20 +300,43 @@ def _encode_text(
     return _Text(encoded[0], encoded[1] if len(encoded) > 1 else None)
 
 
-def _load_models(
+def _plan(
     files: OpenFiles, request: Request, *, size: Size, device: torch.device, dtype: torch.dtype
+) -> Plan:
+    """Choose how the card's memory is used, while everything is still on disk."""
+    if device.type == "cpu" or request.offload == "none":
+        return RESIDENT
+    if request.offload == "blocks":
+        return STREAMED
+    sampling = request.sampling
+    passes = passes_needed(
+        text_guidance=sampling.text_guidance, audio_guidance=sampling.audio_guidance
+    )
+    work = Workload(
+        size=size,
+        num_frames=sampling.segment_frames,
+        dim=files.config.dim,
+        ffn_dim=files.config.ffn_dim,
+        num_passes=len(passes),
+        dtype=dtype,
+        transformer=files.transformer_weights(dtype),
+        vae_width=vae_width(files.vae),
+        vae_bytes=held_bytes(files.vae, dtype),
+        image_encoder_bytes=held_bytes(files.clip_vision, dtype),
+    )
+    return choose(work, free=free_bytes(device))
+
+
+def _load_models(
+    files: OpenFiles, request: Request, plan: Plan, *, device: torch.device, dtype: torch.dtype
 ) -> _Models:
     vae = load_vae(files.vae, device=device, dtype=dtype)
     image_encoder = load_image_encoder(files.clip_vision, device=device, dtype=dtype)
     transformer = files.load_transformer(dtype)
-    streamed = place(
-        transformer,
-        device,
-        offload=request.offload,
-        num_tokens=_num_tokens(request, size),
-        width=files.config.dim,
+    placement = Placement(
+        transformer, vae, device=device, plan=plan, may_change=request.offload == "auto"
     )
-    return _Models(transformer, vae, image_encoder, streamed)
+    return _Models(transformer, placement, image_encoder)
 
 
 def _frames(
@@ -317,7 +350,7 @@ def _frames(
 ) -> Iterator[Tensor]:
     return generate(
         models.transformer,
-        models.vae,
+        models.placement,
         models.image_encoder,
         photo=inputs.scene.photo,
         speech=inputs.speech,
@@ -330,12 +363,8 @@ def _frames(
         device=device,
         dtype=dtype,
         on_step=on_step,
+        solver=models.placement.solve,
     )
-
-
-def _num_tokens(request: Request, size: Size) -> int:
-    grid = token_grid(request.sampling.segment_frames, size)
-    return grid.frames * grid.height * grid.width
 
 
 def _peak_memory(device: torch.device) -> int | None:

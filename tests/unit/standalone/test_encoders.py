@@ -64,6 +64,20 @@ def test_text_equals_the_prompt_padded_to_512_under_a_mask(text_encoder: TextEnc
     assert (ours - expected).norm() / expected.norm() < 1e-5
 
 
+def test_text_streamed_block_by_block_is_the_same_each_time(
+    tiny: TinySet, text_encoder: TextEncoder
+) -> None:
+    with open_weights(tiny.text_encoder) as file:
+        streamed = load_text_encoder(file, device=CPU, dtype=torch.float32, streamed=True)
+    prompts = ["a woman talks", "static"]
+    for _ in range(2):
+        for ours, expected in zip(
+            streamed.encode(prompts), text_encoder.encode(prompts), strict=True
+        ):
+            assert torch.equal(ours, expected)
+        assert not streamed.model.encoder.block[0]._forward_pre_hooks
+
+
 def test_text_sizes_come_from_shapes(tmp_path: Path, tiny: TinySet) -> None:
     """Another width, head count, depth and number of buckets than those of the tiny set."""
     torch.manual_seed(0)
