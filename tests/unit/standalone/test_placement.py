@@ -213,7 +213,7 @@ def test_memory_running_out_on_a_card_frees_what_the_next_plan_needs() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     device = torch.device("cuda", torch.cuda.current_device())
-    config = dataclasses.replace(CONFIG, dim=1536, ffn_dim=6144, num_layers=12)
+    config = dataclasses.replace(CONFIG, dim=768, ffn_dim=3072, num_layers=12)
     model = small_model(config)
     placement = _place(model, RESIDENT, device=device)
     resident = torch.cuda.memory_allocated(device)
