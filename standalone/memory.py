@@ -21,10 +21,14 @@ TILE_PIXELS = 384
 TILE_STRIDE = 256
 """From tile to tile, in pixels; neighbours are blended over the rest."""
 
-_ATTENTION_WIDTHS = 14
-"""Tensors of tokens x width alive at once in self-attention, the tokens themselves aside."""
-_FFN_WIDTHS = 2
-"""The same in the feed-forward layers: tensors of tokens x hidden width, before and after GELU."""
+_PART_TOKENS = 16384
+"""Tokens that are worked on at once at least, if the passes of a step have them; as in `dit.py`."""
+_WIDTHS, _PLAIN_WIDTHS = 6.0, 10.2
+"""Tensors of tokens x width alive at once in self-attention, where all needs peak, the tokens
+themselves aside: its input, queries, keys, values and two results; without Triton also what
+torch's own steps of norm and rotation leave between them."""
+_KEPT_BYTES = 256 * 2**20
+"""Keys and values of the prompt and the voices, kept throughout a segment; as in `sampler.py`."""
 _SLACK = 1.03
 """What the allocator loses between tensors."""
 _VAE_WIDTHS = 57
@@ -91,6 +95,7 @@ class Workload:
         num_passes: Passes of a step; the tokens of each are alive at once.
         dtype: What the models compute in.
         transformer: Its weights.
+        fused: Whether Triton does norms and rotations, without tensors in between.
         vae_width: Channels of the VAE at the size of the picture.
         vae_bytes: Of its weights.
         image_encoder_bytes: Of its weights.
@@ -103,6 +108,7 @@ class Workload:
     num_passes: int
     dtype: torch.dtype
     transformer: Weights
+    fused: bool
     vae_width: int
     vae_bytes: int
     image_encoder_bytes: int
@@ -114,11 +120,12 @@ class Workload:
 
     def sampling_bytes(self) -> int:
         """Give the activations of a step and the decoded weights of a feed-forward layer."""
-        tokens = self.num_passes * self.dim
-        inner = max(_ATTENTION_WIDTHS * self.dim, _FFN_WIDTHS * self.ffn_dim)
-        decoded = 2 * self.ffn_dim * self.dim
-        total = (self.num_tokens * (tokens + inner) + decoded) * self.dtype.itemsize
-        return int(total * _SLACK)
+        tokens = self.num_passes * self.num_tokens
+        at_once = max(self.num_tokens, min(tokens, _PART_TOKENS))
+        inner = at_once * (_WIDTHS if self.fused else _PLAIN_WIDTHS)
+        decoded = 2 * self.ffn_dim
+        total = (tokens + inner + decoded) * self.dim * self.dtype.itemsize
+        return int((total + _KEPT_BYTES) * _SLACK)
 
     def vae_bytes_at_work(self, *, tiled: bool) -> int:
         """Give the VAE with its activations, and the video it takes and gives."""

@@ -8,6 +8,7 @@ the long loading, and the video file is begun before the long sampling. The meth
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import sys
 import time
@@ -320,6 +321,7 @@ def _plan(
         num_passes=len(passes),
         dtype=dtype,
         transformer=files.transformer_weights(dtype),
+        fused=importlib.util.find_spec("triton") is not None,
         vae_width=vae_width(files.vae),
         vae_bytes=held_bytes(files.vae, dtype),
         image_encoder_bytes=held_bytes(files.clip_vision, dtype),

@@ -27,21 +27,23 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation and count what it made."""
+        """Run an operation and count what it made; views of older tensors count nothing."""
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage(), size=0)
         output = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(output):
             if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
+                self._add(tensor.untyped_storage(), size=tensor.untyped_storage().nbytes())
         if self._total > self.peak:
             self._drop_freed()
             self.peak = max(self.peak, self._total)
         return output
 
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        known = self._alive.get(storage._cdata)
-        if known is None:
-            self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-            self._total += storage.nbytes()
+    def _add(self, storage: torch.UntypedStorage, *, size: int) -> None:
+        if storage._cdata not in self._alive:
+            self._alive[storage._cdata] = (StorageWeakRef(storage), size)
+            self._total += size
 
     def _drop_freed(self) -> None:
         self._alive = {key: one for key, one in self._alive.items() if not one[0].expired()}

@@ -6,6 +6,7 @@ Sizes of the released models on the meta device: every tensor is counted, none i
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import logging
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,16 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.attention import Attends
+from comfyui_multitalk.multitalk_core import dit, sampler
+from comfyui_multitalk.multitalk_core.attention import PLAIN, Attends
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
 from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.geometry import Size
 from comfyui_multitalk.multitalk_core.hooks import Hooks
 from comfyui_multitalk.standalone.memory import (
+    _KEPT_BYTES,
+    _PART_TOKENS,
     PLANS,
     RESIDENT,
     STREAMED,
@@ -53,6 +57,7 @@ WORK = Workload(
     num_passes=3,
     dtype=BF16,
     transformer=Weights(outside=630 * 10**6, blocks=(350 * 10**6,) * 40),
+    fused=True,
     vae_width=96,
     vae_bytes=254 * 10**6,
     image_encoder_bytes=1_260 * 10**6,
@@ -64,32 +69,68 @@ def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, device=META, dtype=BF16)
 
 
+def _released(num_layers: int, *, device: torch.device) -> MultiTalkModel:
+    """Give a model of the released width."""
+    model = MultiTalkModel(ModelConfig(num_layers=num_layers, audio=AudioConfig()), device=device)
+    return model.to(BF16).requires_grad_(False)
+
+
 @torch.no_grad()
-def _transformer_peak() -> int:
-    """Peak of one forward pass without its weights; attention's own scratch is not seen."""
-    model = MultiTalkModel(ModelConfig(num_layers=2, audio=AudioConfig()), device=META).to(BF16)
+def _step(
+    model: MultiTalkModel, passes: int, size: Size, device: torch.device, attends: Attends = PLAIN
+) -> None:
+    height, width = size.height // 8, size.width // 8
+
+    def zeros(*shape: int) -> Tensor:
+        return torch.zeros(shape, device=device, dtype=BF16)
+
+    model(
+        zeros(passes, 16, 21, height, width),
+        torch.zeros(passes, device=device),
+        condition=zeros(passes, 20, 21, height, width),
+        text=zeros(passes, 512, 4096),
+        image=zeros(passes, 257, 1280),
+        audio=zeros(1, 21, 32, 768),
+        hooks=Hooks(attends=attends),
+    )
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("size", [Size(480, 832), Size(256, 256)], ids=["480p", "small"])
+def test_sampling_estimate_covers_a_step(passes: int, size: Size) -> None:
+    """Without Triton; attention's own scratch is not seen."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.empty_like(q)
 
     attends = Attends(video=attend, text=attend, image=attend, audio=attend)
+    model = _released(2, device=META)
     with LiveMemory() as memory:
-        model(
-            _empty(1, 16, 21, 60, 104),
-            torch.empty(1, device=META),
-            condition=_empty(1, 20, 21, 60, 104),
-            text=_empty(1, 512, 4096),
-            image=_empty(1, 257, 1280),
-            audio=_empty(1, 21, 32, 768),
-            hooks=Hooks(attends=attends),
-        )
-    return memory.peak
+        _step(model, passes, size, META, attends)
+    work = dataclasses.replace(WORK, num_passes=passes, size=size, fused=False)
+    kept_and_decoded = 0.6 * GB  # for which such a model has no need
+    assert memory.peak < work.sampling_bytes() < 1.15 * memory.peak + kept_and_decoded
 
 
-def test_sampling_estimate_covers_a_forward_pass() -> None:
-    one_pass = dataclasses.replace(WORK, num_passes=1)
-    peak = _transformer_peak()
-    assert peak < one_pass.sampling_bytes() < 1.5 * peak
+def test_sampling_estimate_knows_how_many_tokens_are_worked_on_at_once() -> None:
+    assert _PART_TOKENS == dit._PART_TOKENS
+    assert _KEPT_BYTES == sampler._MEMORY_BYTES
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("passes", [1, 3])
+def test_sampling_estimate_covers_a_step_on_a_card(passes: int) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    device = torch.device("cuda", torch.cuda.current_device())
+    model = _released(1, device=device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    _step(model, passes, WORK.size, device)
+    peak = torch.cuda.max_memory_allocated(device) - before
+    fused = importlib.util.find_spec("triton") is not None
+    work = dataclasses.replace(WORK, num_passes=passes, fused=fused)
+    assert 0.6 * work.sampling_bytes() < peak < work.sampling_bytes()
 
 
 @torch.no_grad()
@@ -155,8 +196,8 @@ def test_choose_says_what_is_missing_when_nothing_fits() -> None:
 )
 def test_estimate_grows_with_the_work(change: dict[str, object]) -> None:
     work = dataclasses.replace(WORK, **change)
-    for plan in (RESIDENT, STREAMED):
-        assert estimate(plan, work) > estimate(plan, WORK)
+    assert all(estimate(plan, work) >= estimate(plan, WORK) for plan in PLANS)
+    assert estimate(TILED, work) > estimate(TILED, WORK)
 
 
 def test_estimate_without_activations_is_the_weights() -> None:
