@@ -38,6 +38,11 @@ class Motion(NamedTuple):
     clean: bool
     draws: bool
 
+    @property
+    def num_frames(self) -> int:
+        """Latent frames."""
+        return self.latents.shape[2]
+
     def inject(self, latents: Tensor, *, timestep: float, generator: Generator) -> Tensor:
         """Put the frames into `latents` `(1, 16, F, h, w)` with noise drawn anew, as upstream."""
         noise = draw_noise(self.latents.shape, generator) if self.draws else None

@@ -111,24 +111,35 @@ class SamplingConfig:
         steps: Sampling steps per segment.
         shift: Shift of the flow-matching schedule.
         text_guidance: Scale of the text guidance; 1 leaves it out.
+        text_guidance_start: Share of the steps, 0 to 1, after which the text guidance begins.
+        text_guidance_end: Share of the steps after which it ends; its pass is not run elsewhere.
         audio_guidance: Scale of the audio guidance; 1 leaves it out.
+        audio_guidance_start: As for the text.
+        audio_guidance_end: As for the text.
         audio_strength: Multiplier of the audio branch; 0 is the base model.
         segment_frames: Video frames sampled at once, 4n + 1.
         motion_frames: Frames a later segment takes over from the one before, 4n + 1.
         color_match: How far each frame's colours are pulled to the photo's, 0 to 1.
         apg: Adaptive projected guidance, or `None` for plain guidance.
+        step_cache: Estimated relative change of the model's answer up to which a step reuses the
+            last one; 0 runs the model at every step.
     """
 
     method: Method = "multitalk"
     steps: int = 40
     shift: float = 7.0
     text_guidance: float = 5.0
+    text_guidance_start: float = 0.0
+    text_guidance_end: float = 1.0
     audio_guidance: float = 4.0
+    audio_guidance_start: float = 0.0
+    audio_guidance_end: float = 1.0
     audio_strength: float = 1.0
     segment_frames: int = 81
     motion_frames: int = 25
     color_match: float = 1.0
     apg: ApgConfig | None = None
+    step_cache: float = 0.0
 
     def __post_init__(self) -> None:
         if self.method not in ("multitalk", "infinitetalk"):
@@ -141,12 +152,24 @@ class SamplingConfig:
             ("shift", 0.01, 100),
             ("text_guidance", 0, 100),
             ("audio_guidance", 0, 100),
+            ("text_guidance_start", 0, 1),
+            ("text_guidance_end", 0, 1),
+            ("audio_guidance_start", 0, 1),
+            ("audio_guidance_end", 0, 1),
             ("audio_strength", 0, 10),
             ("color_match", 0, 1),
+            ("step_cache", 0, 1),
         ):
             value = getattr(self, name)
             if not least <= value <= most:
                 raise InputError(f"`{name}` is {value}; it must lie between {least} and {most}.")
+        for name in ("text_guidance", "audio_guidance"):
+            start, end = getattr(self, f"{name}_start"), getattr(self, f"{name}_end")
+            if start >= end:
+                raise InputError(
+                    f"`{name}_start` is {start} and `{name}_end` is {end}; the end must be above "
+                    f"the start. Set `{name}` to 1 to leave it out."
+                )
         for name in ("segment_frames", "motion_frames"):
             value = getattr(self, name)
             if value < 1 or value % 4 != 1:

@@ -4,7 +4,8 @@ Used by `sampler.solve`; follows the guidance branches of MultiTalk `wan/multita
 and `adaptive_projected_guidance` of `wan/utils/multitalk_utils.py` (APG, arXiv 2410.02416).
 Each pass leaves out one thing more than the pass before it; each difference between neighbours
 points towards what was left out and is scaled. Departure: a scale of 1 for the audio saves a pass
-(the sum is the same), as upstream does for the text only.
+(the sum is the same), as upstream does for the text only. Either guidance may be limited to a part
+of the steps (arXiv 2404.07724 finds most of it of use in the middle); elsewhere its scale is 1.
 """
 
 from __future__ import annotations
@@ -48,43 +49,69 @@ def needs_negative_text(text_guidance: float) -> bool:
     return not math.isclose(text_guidance, 1.0)
 
 
+def passes_of_run(config: SamplingConfig) -> tuple[Pass, ...]:
+    """Give all passes that some step of a run needs, those of the first steps first."""
+    changes = {
+        config.text_guidance_start,
+        config.text_guidance_end,
+        config.audio_guidance_start,
+        config.audio_guidance_end,
+    }
+    guidance = Guidance(config)
+    steps = [guidance.passes(done) for done in sorted(changes)]
+    return tuple(dict.fromkeys(one for passes in steps for one in passes))
+
+
+class _Branch(NamedTuple):
+    """One of the two guidances: its scale, from where to where it holds, and its APG."""
+
+    scale: float
+    start: float
+    end: float
+    project: Projection | None
+
+    def scale_at(self, done: float) -> float:
+        return self.scale if self.start <= done < self.end else 1.0
+
+
 class Guidance:
     """The guidance of one segment; APG keeps a running average for each scale.
 
-    Attributes:
-        passes: Passes of one step, in the order in which `combine` wants their velocities.
+    An average moves on only at steps to which its guidance applies.
     """
 
     def __init__(self, config: SamplingConfig) -> None:
-        """Plan the passes for the scales of `config`."""
-        self.passes = passes_needed(
-            text_guidance=config.text_guidance, audio_guidance=config.audio_guidance
+        """Take the scales of `config`, and the parts of the steps to which they apply."""
+        self._text, self._audio = (
+            _Branch(scale, start, end, Projection(config.apg) if config.apg else None)
+            for scale, start, end in (
+                (config.text_guidance, config.text_guidance_start, config.text_guidance_end),
+                (config.audio_guidance, config.audio_guidance_start, config.audio_guidance_end),
+            )
         )
-        scale_of = {
-            WITHOUT_TEXT: config.text_guidance,
-            WITHOUT_AUDIO: config.audio_guidance,
-            UNCONDITIONAL: config.audio_guidance,
-        }
-        self._scales = [scale_of[one] for one in self.passes[1:]]
-        self._projections = [Projection(config.apg) for _ in self._scales] if config.apg else None
 
-    def combine(self, velocities: Sequence[Tensor]) -> Tensor:
+    def passes(self, done: float) -> tuple[Pass, ...]:
+        """Give the passes of the step before which a share `done` of the steps was taken."""
+        return passes_needed(
+            text_guidance=self._text.scale_at(done), audio_guidance=self._audio.scale_at(done)
+        )
+
+    def combine(self, passes: Sequence[Pass], velocities: Sequence[Tensor]) -> Tensor:
         """Make one velocity of those of the passes, `(1, 16, F, h, w)` each, in float32.
 
         Plain: v = v_last + sum of scale * difference. With APG: v = v_full + sum of
         (scale - 1) * projected difference.
         """
-        full, last = velocities[0], velocities[-1]
+        full, guided = velocities[0], velocities[-1]
+        branches = [self._text if one == WITHOUT_TEXT else self._audio for one in passes[1:]]
         differences = [a - b for a, b in pairwise(velocities)]
-        if self._projections is None:
-            for scale, difference in zip(self._scales, differences, strict=True):
-                last = last + scale * difference
-            return last
-        guided = full
-        for scale, difference, project in zip(
-            self._scales, differences, self._projections, strict=True
-        ):
-            guided = guided + (scale - 1) * project(difference, full)
+        if self._text.project is not None:
+            guided = full
+        for branch, difference in zip(branches, differences, strict=True):
+            if branch.project is None:
+                guided = guided + branch.scale * difference
+            else:
+                guided = guided + (branch.scale - 1) * branch.project(difference, full)
         return guided
 
 

@@ -23,7 +23,8 @@ from .dit import MultiTalkModel
 from .errors import MultiTalkError
 from .guidance import Guidance, Pass
 from .memory import Memory
-from .schedule import clean_estimate, euler_step, timesteps
+from .schedule import clean_estimate, euler_step, moment, timesteps
+from .step_cache import StepCache
 
 Velocities = Callable[[Tensor, float, Sequence[Pass]], list[Tensor]]
 """The model within one segment: latents `(1, 16, F, h, w)`, timestep, the passes of this step ->
@@ -145,17 +146,26 @@ def solve(
     on_step: OnSolverStep,
 ) -> Tensor:
     """Sample a segment as upstream does; the `Solver` of `generate` unless another is given."""
+    schedule = timesteps(config.steps, shift=config.shift)
+    motion = model.condition.motion
     guidance = Guidance(config)
+    cache = StepCache(config.step_cache, held_frames=0 if motion is None else motion.num_frames)
     velocities = model.velocities()
 
     def guided(latents: Tensor, timestep: float) -> Tensor:
-        return guidance.combine(velocities(latents, timestep, guidance.passes))
+        now = moment(timestep, schedule)
+        passes = guidance.passes(now.done)
+        found = cache.reuse(latents, now, passes)
+        if found is None:
+            found = velocities(latents, timestep, passes)
+            cache.keep(latents, passes, found)
+        return guidance.combine(passes, found)
 
     return euler(
         noise,
         guided,
-        schedule=timesteps(config.steps, shift=config.shift),
-        motion=model.condition.motion,
+        schedule=schedule,
+        motion=motion,
         generator=generator,
         on_step=on_step,
     )
@@ -194,6 +204,8 @@ def euler(
     for step, (now, later) in enumerate(pairwise(schedule)):
         guided = velocity(latents, now)
         clean = clean_estimate(latents, guided, now=now)
+        if motion:
+            clean = motion.hold(clean, timestep=0.0, noise=None)
         latents = euler_step(latents, guided, now=now, later=later)
         if motion:
             latents = motion.inject(latents, timestep=later, generator=generator)

@@ -7,10 +7,45 @@ v = noise - clean. Formulas only, on whatever device and dtype the tensors have.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from torch import Tensor
 
 NUM_TIMESTEPS = 1000
 """The timestep of pure noise."""
+
+_ROUNDING = 1e-3
+"""Hosts keep noise levels in float32."""
+
+
+class Moment(NamedTuple):
+    """Where in its schedule the model is called.
+
+    Attributes:
+        timestep: 1000 to 0.
+        step: Index of the step to whose noise levels the timestep belongs.
+        num_steps: Steps of the schedule.
+    """
+
+    timestep: float
+    step: int
+    num_steps: int
+
+    @property
+    def done(self) -> float:
+        """Share of the steps taken before this one, 0 to 1."""
+        return self.step / self.num_steps
+
+
+def moment(timestep: float, schedule: Sequence[float]) -> Moment:
+    """Find a timestep in a schedule of falling ones that ends with 0.
+
+    Samplers of higher order call the model between two entries, too; such a call belongs to the
+    step from the one to the other.
+    """
+    reached = sum(entry >= timestep - _ROUNDING for entry in schedule[:-1])
+    return Moment(timestep, max(reached - 1, 0), len(schedule) - 1)
 
 
 def timesteps(steps: int, *, shift: float) -> tuple[float, ...]:

@@ -8,7 +8,7 @@ replaces the formula of the guidance has no place here, for there are two scales
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +21,12 @@ from ...multitalk_core.conditioning import Motion
 from ...multitalk_core.config import SamplingConfig
 from ...multitalk_core.errors import InputError
 from ...multitalk_core.geometry import FRAME_STRIDE, TOKEN_PIXELS, Size
-from ...multitalk_core.guidance import Guidance
+from ...multitalk_core.guidance import Guidance, Pass, passes_of_run
 from ...multitalk_core.sampler import silent
-from ...multitalk_core.schedule import NUM_TIMESTEPS
+from ...multitalk_core.schedule import NUM_TIMESTEPS, moment
+from ...multitalk_core.step_cache import StepCache
 
-_NAMES = ("positive", "negative", "unconditional")
+_NAMES = ("positive", "negative", "unconditional", "without_audio")
 """ComfyUI's names of the passes; some patches look for the first two."""
 
 _LATENT_CHANNELS = 16
@@ -62,7 +63,7 @@ class Held:
 
     def put(self, latents: Tensor, *, sigma: float) -> Tensor:
         """Give `latents` with the frames in place at noise level `sigma`, 0 to 1."""
-        noise = self.noise[:, :, : self.motion.latents.shape[2]]
+        noise = self.noise[:, :, : self.motion.num_frames]
         return self.motion.hold(latents, timestep=sigma * NUM_TIMESTEPS, noise=noise)
 
 
@@ -91,22 +92,31 @@ class SegmentGuider(comfy.samplers.CFGGuider):
     """
 
     def __init__(
-        self, model: Any, *, voices: SegmentVoices, config: SamplingConfig, held: Held | None = None
+        self,
+        model: Any,
+        *,
+        voices: SegmentVoices,
+        config: SamplingConfig,
+        held: Held | None = None,
+        held_frames: int = 0,
     ) -> None:
         """Plan the passes.
 
         Args:
             model: A MODEL of ours that can hear.
             voices: What is said.
-            config: Scales, strength and APG; the rest is the sampler's.
+            config: Guidance, strength and step cache; the rest is the sampler's.
             held: Frames that stand at every call of the model.
+            held_frames: Latent frames at the start that `held` or the sampler puts back.
         """
         super().__init__(model)
         self._voices = voices
         self._config = config
         self._held = held
-        self._guidance = [Guidance(config)]
-        self._passes = dict(zip(_NAMES, self._guidance[0].passes, strict=False))
+        self._held_frames = held_frames
+        self._passes = dict(zip(_NAMES, passes_of_run(config), strict=False))
+        self._names = {which: name for name, which in self._passes.items()}
+        self._run: _Run | None = None
         self.set_cfg(config.text_guidance)
 
     def set_conds(self, positive: list[Any], negative: list[Any] | None) -> None:
@@ -123,7 +133,16 @@ class SegmentGuider(comfy.samplers.CFGGuider):
             )
         self.inner_set_conds(prompts)
 
-    def inner_sample(self, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def inner_sample(
+        self,
+        noise: Tensor,
+        latent_image: Tensor,
+        device: Any,
+        sampler: Any,
+        sigmas: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
         """Sample as ComfyUI does; the model is loaded by now, so it can hear the voices."""
         if noise.ndim != 5 or noise.shape[1] != _LATENT_CHANNELS:
             raise InputError(
@@ -135,30 +154,43 @@ class SegmentGuider(comfy.samplers.CFGGuider):
                 "A patch of the model replaces the guidance formula (as RescaleCFG does); it has "
                 "no effect, for MultiTalk guides by text and by audio."
             )
-        self._guidance = [Guidance(self._config) for _ in range(noise.shape[0])]
         self._tell_voices(noise)
-        samples: Tensor = super().inner_sample(noise, *args, **kwargs)
+        self._run = _Run(
+            schedule=[float(sigma) * NUM_TIMESTEPS for sigma in sigmas],
+            guidance=[Guidance(self._config) for _ in range(noise.shape[0])],
+            cache=StepCache(self._config.step_cache, held_frames=self._held_frames),
+        )
+        try:
+            samples: Tensor = super().inner_sample(
+                noise, latent_image, device, sampler, sigmas, *args, **kwargs
+            )
+        finally:
+            self._run = None
         return samples
 
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: dict[str, Any], seed: int | None = None
     ) -> Tensor:
         """Give the guided clean latents at noise level `timestep` `(B,)`, 0 to 1."""
+        run = self._run
+        assert run is not None, "ComfyUI predicts within `inner_sample`"
         if self._held is not None:
             x = self._held.put(x, sigma=float(timestep[0]))
-        conds = [self.conds[name] for name in self._passes]
+        now = moment(float(timestep[0]) * NUM_TIMESTEPS, run.schedule)
+        passes = run.guidance[0].passes(now.done)
+        conds = [self.conds[self._names[which]] for which in passes]
         known = {"model": self.inner_model, "sigma": timestep, "model_options": model_options}
-        call = model_options.get("sampler_calc_cond_batch_function")
-        if call is None:
-            clean = comfy.samplers.calc_cond_batch(
-                self.inner_model, conds, x, timestep, model_options
-            )
+        sigma = timestep.view(-1, 1, 1, 1, 1)
+        velocities = run.cache.reuse(x, now, passes)
+        if velocities is None:
+            clean = self._ask(x, timestep, conds, known)
+            run.cache.keep(x, passes, [(x - one) / sigma for one in clean])
         else:
-            clean = call({"conds": conds, "input": x, **known})
+            clean = [x - sigma * one for one in velocities]
         known |= {"cond_scale": self.cfg, "timestep": timestep, "input": x}
         for change in model_options.get("sampler_pre_cfg_function", ()):
             clean = change({"conds": conds, "conds_out": clean, **known})
-        guided = self._combine(x, clean, timestep)
+        guided = self._combine(x, passes, clean, timestep)
         for change in model_options.get("sampler_post_cfg_function", ()):
             guided = change(
                 {
@@ -171,6 +203,19 @@ class SegmentGuider(comfy.samplers.CFGGuider):
                 }
             )
         return guided if self._held is None else self._held.put(guided, sigma=0.0)
+
+    def _ask(
+        self, x: Tensor, timestep: Tensor, conds: list[Any], known: dict[str, Any]
+    ) -> list[Tensor]:
+        """Run the model for each of `conds`; give the clean latents it points to."""
+        options: dict[str, Any] = known["model_options"]
+        call = options.get("sampler_calc_cond_batch_function")
+        clean: list[Tensor] = (
+            comfy.samplers.calc_cond_batch(self.inner_model, conds, x, timestep, options)
+            if call is None
+            else call({"conds": conds, "input": x, **known})
+        )
+        return clean
 
     def _tell_voices(self, noise: Tensor) -> None:
         """Put the voices into the passes' conditionings."""
@@ -188,17 +233,33 @@ class SegmentGuider(comfy.samplers.CFGGuider):
             for cond in self.conds[name]:
                 cond["model_conds"] = {**cond["model_conds"], **shared, "audio": audio}
 
-    def _combine(self, x: Tensor, clean: list[Tensor], timestep: Tensor) -> Tensor:
+    def _combine(
+        self, x: Tensor, passes: Sequence[Pass], clean: list[Tensor], timestep: Tensor
+    ) -> Tensor:
         """Guide: the plain formula holds for clean latents as for velocities; APG's does not."""
+        assert self._run is not None
+        guidance = self._run.guidance
         if self._config.apg is None:
-            return self._guidance[0].combine(clean)
+            return guidance[0].combine(passes, clean)
         sigma = timestep.view(-1, 1, 1, 1, 1)
         velocities = [((x - one) / sigma).chunk(x.shape[0]) for one in clean]
-        guided = [
-            guidance.combine(passes)
-            for guidance, *passes in zip(self._guidance, *velocities, strict=True)
-        ]
+        guided = [one.combine(passes, row) for one, *row in zip(guidance, *velocities, strict=True)]
         return x - sigma * torch.cat(guided)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Run:
+    """What one call of the sampler remembers.
+
+    Attributes:
+        schedule: The timesteps, copied: `uni_pc` writes into its sigmas.
+        guidance: One for each latent of the batch.
+        cache: What the model said last.
+    """
+
+    schedule: list[float]
+    guidance: list[Guidance]
+    cache: StepCache
 
 
 def _size(height: int, width: int) -> Size:

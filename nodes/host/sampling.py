@@ -176,6 +176,7 @@ class SegmentSolver:
             ),
             config=config,
             held=None if own or motion is None else Held(motion=motion, noise=noise),
+            held_frames=0 if motion is None else motion.num_frames,
         )
         positive, negative = self._options
         guider.set_conds(

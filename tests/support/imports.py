@@ -34,7 +34,7 @@ _CORE_LEVELS = (
     {"attention", "audio_features", "audio_tokens"},
     {"hooks"},
     {"dit", "schedule", "guidance", "identify", "weights"},
-    {"conditioning", "sampler"},
+    {"conditioning", "step_cache", "sampler"},
     {"pipeline"},
 )
 _LEVEL = {name: level for level, names in enumerate(_CORE_LEVELS) for name in names}

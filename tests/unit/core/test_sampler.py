@@ -73,6 +73,16 @@ def test_euler_tells_every_step_and_what_it_points_to() -> None:
     assert told == [(step, 4) for step in range(4)]
 
 
+def test_euler_tells_the_frames_taken_over_as_they_are() -> None:
+    motion = Motion(draw(1, 16, 2, 2, 4, seed=9), clean=False, draws=True)
+    told: list[Tensor] = []
+    step_by_step(
+        Known(draw(1, 16, 3, 2, 4)), motion=motion, on_step=lambda *given: told.append(given[-1])
+    )
+    assert len(told) == 4
+    assert all(torch.equal(latents[:, :, :2], motion.latents) for latents in told)
+
+
 def test_euler_visits_the_schedule() -> None:
     model = Known(draw(1, 16, 3, 2, 4))
     step_by_step(model)

@@ -9,6 +9,7 @@ from comfyui_multitalk.multitalk_core.schedule import (
     add_noise,
     clean_estimate,
     euler_step,
+    moment,
     timesteps,
 )
 
@@ -45,3 +46,20 @@ def test_add_noise_at_the_ends_is_noise_and_clean() -> None:
     noise, clean = torch.randn(3), torch.randn(3)
     assert torch.equal(add_noise(clean, noise, timestep=1000.0), noise)
     assert torch.equal(add_noise(clean, noise, timestep=0.0), clean)
+
+
+def test_moment_of_each_entry_is_its_own_step() -> None:
+    schedule = timesteps(40, shift=7.0)
+    assert [moment(entry, schedule).step for entry in schedule[:-1]] == list(range(40))
+    in_float32 = torch.tensor(schedule[:-1]).div(1000).mul(1000).tolist()
+    assert [moment(entry, schedule).step for entry in in_float32] == list(range(40))
+
+
+@pytest.mark.parametrize(
+    ("timestep", "step"),
+    [(1000.5, 0), (999.0, 0), (600.1, 0), (600.0, 1), (301.0, 1), (299.0, 2), (1.0, 2)],
+)
+def test_moment_between_two_entries_belongs_to_the_step_between(timestep: float, step: int) -> None:
+    now = moment(timestep, (1000.0, 600.0, 300.0, 0.0))
+    assert (now.timestep, now.step, now.num_steps) == (timestep, step, 3)
+    assert now.done == pytest.approx(step / 3)
