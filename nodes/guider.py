@@ -16,7 +16,7 @@ from ..multitalk_core.segments import Segment
 from .host.guider import SegmentGuider, SegmentVoices
 from .host.session import check_features, talking_transformer
 from .sampler import masks_in_photo
-from .settings import guidance_inputs
+from .settings import fast_inputs, guidance_inputs
 from .sockets import AudioEmbeds, SpokenAudio
 
 
@@ -65,6 +65,7 @@ class MultiTalkGuider(io.ComfyNode):
                     ),
                 ),
                 *guidance_inputs(),
+                *fast_inputs(),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="To SamplerCustomAdvanced.")],
         )

@@ -19,7 +19,7 @@ from ..multitalk_core.masks import speaker_masks
 from ..multitalk_core.pipeline import generate
 from .host.sampling import EULER, SAMPLERS, SCHEDULERS, UPSTREAM, SegmentSolver
 from .host.session import Session, check_features
-from .settings import guidance_inputs, schedule_inputs
+from .settings import fast_inputs, guidance_inputs, schedule_inputs
 from .sockets import AudioEmbeds, SpokenAudio
 
 SizeChoice = Literal["480p", "720p", "longest side"]
@@ -51,6 +51,7 @@ class MultiTalkSampler(io.ComfyNode):
                 *schedule_inputs(),
                 *guidance_inputs(),
                 *_steps(),
+                *fast_inputs(),
             ],
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="The pictures, 25 a second."),

@@ -63,3 +63,43 @@ def guidance_inputs() -> list[io.Input]:
             tooltip="Adaptive projected guidance: less saturation at high guidance.",
         ),
     ]
+
+
+def fast_inputs() -> list[io.Input]:
+    """Give the inputs that run the model less often; by default they do nothing."""
+    return [
+        *_part_inputs("text_guidance", of="text guidance"),
+        *_part_inputs("audio_guidance", of="audio guidance"),
+        io.Float.Input(
+            "step_cache",
+            default=_UPSTREAM.step_cache,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "Reuses the model's last answer while it would change by less than this share: "
+                "0.05 runs about half of 20 steps, 0 runs all. Samplers that add noise run all."
+            ),
+        ),
+    ]
+
+
+def _part_inputs(name: str, *, of: str) -> list[io.Input]:
+    return [
+        io.Float.Input(
+            f"{name}_{end}",
+            default=default,
+            min=0.0,
+            max=1.0,
+            step=0.05,
+            optional=True,
+            advanced=True,
+            tooltip=f"Share of the steps after which the {of} {verb}; {where} its pass is saved.",
+        )
+        for end, default, verb, where in (
+            ("start", 0.0, "begins", "before it"),
+            ("end", 1.0, "ends", "from there on"),
+        )
+    ]

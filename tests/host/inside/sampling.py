@@ -13,6 +13,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from sampling_fast import cached, fast
 from sampling_scene import CONFIG, SEED, Scene, draw
 from sampling_schedules import right, schedules
 from scene import SCRATCH, TINY, distance
@@ -349,6 +350,8 @@ def main() -> None:
         "patches": patches,
         "prompts": prompts,
         "hooked": hooked,
+        "fast": fast,
+        "cached": cached,
         "mistakes": mistakes,
     }
     with torch.inference_mode():

@@ -31,6 +31,11 @@ from comfyui_multitalk.nodes.sockets import SpokenAudio
 SIZE = Size(32, 48)
 SEED = 5
 CONFIG = SamplingConfig(steps=2, segment_frames=9, motion_frames=5, color_match=0.0)
+FAST = (
+    *("text_guidance_start", "text_guidance_end", "audio_guidance_start", "audio_guidance_end"),
+    "step_cache",
+)
+"""Settings of the fast modes."""
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -44,10 +49,12 @@ class Core:
     def __init__(self, net: MultiTalkModel) -> None:
         self._net = net
         self.project_audio = net.project_audio
+        self.called: list[float] = []
 
-    def __call__(self, *given: Any, **named: Any) -> Tensor:
+    def __call__(self, latents: Tensor, timestep: Tensor, **named: Any) -> Tensor:
         """Predict the velocity."""
-        return MultiTalkModel.forward(self._net, *given, **named)
+        self.called.append(float(timestep[0]))
+        return MultiTalkModel.forward(self._net, latents, timestep, **named)
 
 
 class Scene:
@@ -90,8 +97,9 @@ class Scene:
         solver: Solver,
         *,
         on_step: Callable[[Step], None] | None = None,
+        core: Core | None = None,
     ) -> list[Tensor]:
-        """Run `generate` and give the latents of each segment."""
+        """Run `generate` and give the latents of each segment; `core` notes who calls it."""
         seen = []
 
         def recorded(*args: Any, **kwargs: Any) -> Tensor:
@@ -101,7 +109,7 @@ class Scene:
         masks = speaker_masks(spoken.regions, photo=SIZE) if len(spoken.regions) > 1 else None
         list(
             generate(
-                Core(self.session.transformer),
+                core or Core(self.session.transformer),
                 self.session.vae,
                 self.session.image_encoder,
                 photo=(self.photo[0] * 255).to(torch.uint8),
@@ -194,4 +202,5 @@ class Scene:
             audio_guidance=config.audio_guidance,
             audio_strength=config.audio_strength,
             apg=config.apg is not None,
+            **{name: getattr(config, name) for name in FAST},
         ).args[0]
