@@ -21,6 +21,15 @@ from .request import (
     preset_sampling,
 )
 
+_FAST = (
+    "text_guidance_start",
+    "text_guidance_end",
+    "audio_guidance_start",
+    "audio_guidance_end",
+    "step_cache",
+)
+"""Settings that run the model less often."""
+
 
 class _Parser(argparse.ArgumentParser):
     """Reports a mistake on one line."""
@@ -44,6 +53,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_inputs(generate)
     _add_files(generate)
     _add_sampling(generate)
+    _add_fast(generate)
     _add_run(generate)
     return parser.parse_args(arguments)
 
@@ -80,6 +90,7 @@ def build_request(options: argparse.Namespace) -> Request:
             audio_strength=options.audio_strength,
             segment_frames=options.segment_frames,
             motion_frames=options.motion_frames or MOTION_FRAMES[options.method],
+            **{name: getattr(options, name) for name in _FAST},
         ),
         size=options.size,
         seed=options.seed,
@@ -212,6 +223,26 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         help="frames a segment takes over, 4n + 1 (25, infinitetalk 9)",
     )
     add("--seed", type=int, default=42, metavar="N", help="of all noise")  # fmt: skip
+
+
+def _add_fast(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fast modes, off by default (docs/speed.md has their price)")
+    defaults = SamplingConfig()
+
+    def add(name: str, what: str) -> None:
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=float,
+            default=getattr(defaults, name),
+            metavar="X",
+            help=what,
+        )
+
+    add("text_guidance_start", "share of the steps, 0 to 1, after which the text guidance begins")
+    add("text_guidance_end", "share of the steps after which it ends")
+    add("audio_guidance_start", "the same for the audio guidance")
+    add("audio_guidance_end", "the same for the audio guidance")
+    add("step_cache", "reuse the model's last answer while it would change by less, such as 0.05")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

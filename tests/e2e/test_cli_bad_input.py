@@ -198,6 +198,8 @@ WRONG_OPTIONS: dict[str, tuple[dict[str, str | None], tuple[str, ...], str]] = {
     "negative start": ({"start": "-1"}, (), "-1"),
     "no steps": ({"steps": "0"}, (), "`steps` is 0"),
     "odd segment": ({"segment_frames": "10"}, (), "`segment_frames` is 10"),
+    "cache above one": ({"step_cache": "2"}, (), "`step_cache` is 2.0"),
+    "empty part": ({"text_guidance_end": "0"}, (), "`text_guidance_end` is 0.0; the end must be"),
     "unknown option": ({}, ("--colour", "red"), "--colour"),
     "unknown device": ({"device": "abacus"}, (), "'abacus' cannot be used"),
     "no photo": ({"image": "no.png"}, (), "no photo file no.png"),
