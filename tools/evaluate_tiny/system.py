@@ -21,6 +21,7 @@ from ...multitalk_core.dit import MultiTalkModel
 from ...multitalk_core.geometry import Box, Size
 from ...multitalk_core.masks import speaker_masks
 from ...multitalk_core.pipeline import Speech, generate
+from ...multitalk_core.sampler import Solver, solve
 from ...multitalk_core.segments import TAIL_FRAMES
 from ...standalone.encoders import load_image_encoder, load_text_encoder
 from ...standalone.request import ModelFiles
@@ -89,8 +90,10 @@ class System:
         num_frames: int,
         places: Sequence[int] | None = None,
         prompt: str | None = None,
+        negative_prompt: str | None = None,
         config: SamplingConfig = SAMPLING,
         seed: int = 0,
+        solver: Solver = solve,
     ) -> Tensor:
         """Make a video of a scene.
 
@@ -100,8 +103,10 @@ class System:
             num_frames: Length of the video.
             places: Place of each speaker in the picture; `None` leaves it to the default masks.
             prompt: Another prompt than the scene's own.
+            negative_prompt: Needed by a text guidance other than 1.
             config: How to sample.
             seed: Of the noise.
+            solver: How noise becomes latents.
 
         Returns:
             Frames `(3, T, H, W)` in [0, 1].
@@ -110,6 +115,10 @@ class System:
         regions: list[Tensor | Box | None] = [None] * len(voices)
         if places is not None:
             regions = [Box(*scene.faces[place].round().int().tolist()) for place in places]
+        prompts = [prompt or scene.prompt]
+        if negative_prompt is not None:
+            prompts.append(negative_prompt)
+        text, *negative_text = self._texts.encode(prompts)
         frames = generate(
             self.transformer,
             self._vae,
@@ -117,13 +126,14 @@ class System:
             photo=scene.photo,
             speech=Speech(features=tuple(map(self._hear, voices)), num_frames=num_frames),
             masks=speaker_masks(regions, photo=size),
-            text=self._texts.encode([prompt or scene.prompt])[0],
-            negative_text=None,
+            text=text,
+            negative_text=negative_text[0] if negative_text else None,
             size=size,
             config=config,
             generator=torch.Generator().manual_seed(seed),
             device=self.device,
             dtype=self._dtype,
+            solver=solver,
         )
         return (torch.cat(list(frames), dim=1) / 2 + 0.5).clamp(0, 1)
 
