@@ -120,7 +120,7 @@ def _measure(server: Server, figures: dict[str, float], *, full: bool) -> None:
     graph = _graph(server, full=full, steps=50, text_guidance=1.0, audio_guidance=1.0)
     figures["interrupt, s"] = _interrupt(server, graph, after=1.0 if full else 0.02)
     free(server)
-    time.sleep(5 if full else 1)
+    time.sleep(12 if full else 1)  # what an interrupt left ComfyUI collects every 10 s
     left = _allocated(server)
     figures["allocated after /free, GB"] = left
     figures["card in use after /free, GB"] = _used(server)

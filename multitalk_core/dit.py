@@ -122,11 +122,9 @@ class Block(nn.Module):
         super().__init__()
         dim, eps = config.dim, config.eps
         self._hold = ops.hold
-        self.norm1 = LayerNorm(dim, eps=eps, elementwise_affine=False)
         self.self_attn = SelfAttention(config, ops=ops, device=device)
         self.norm3 = LayerNorm(dim, eps=eps, device=device)
         self.cross_attn = CrossAttention(config, ops=ops, device=device)
-        self.norm2 = LayerNorm(dim, eps=eps, elementwise_affine=False)
         self.ffn = nn.Sequential(
             ops.Linear(dim, config.ffn_dim, device=device),
             GELU(),

@@ -42,17 +42,18 @@ def wan_hooks(transformer_options: dict[str, Any], *, x: Tensor, num_blocks: int
     }
     patches = options.get("patches", {})
     attention = _attention(options)
+    pace = _Pace(x.device)
     # Short keys gain nothing by low precision and may come out as NaN, as in ComfyUI's Wan.
     precise = _attention(options, low_precision_attention=False)
     return Hooks(
         attends=Attends(
-            video=_patched(attention, patches.get("attn1_patch", ()), options),
+            video=pace.marked(_patched(attention, patches.get("attn1_patch", ()), options)),
             text=attention,
             image=precise,
             audio=precise,
         ),
         after_context=_after_context(patches.get("attn2_patch", ()), options),
-        around_block=_around_block(options, x),
+        around_block=_around_block(options, x, pace),
         placement=_placement(options.get("rope_options")),
     )
 
@@ -93,12 +94,42 @@ def _after_context(patches: Any, options: dict[str, Any]) -> Any:
     return change
 
 
-def _around_block(options: dict[str, Any], latents: Tensor) -> Any:
+class _Pace:
+    """Keeps ComfyUI from running blocks ahead of the card, where a Cancel would not reach them.
+
+    A block is begun when the card has done the self-attention of the block before, which leaves it
+    work enough for the meantime. Without this a second of work would be in the card's queue.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_card = device.type == "cuda"
+        self._half_way: torch.cuda.Event | None = None
+
+    def marked(self, attention: Attend) -> Attend:
+        """Give an attention that is followed by a mark."""
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            tokens = attention(q, k, v)
+            if self._on_card and not torch.compiler.is_compiling():
+                self._half_way = torch.cuda.Event()
+                self._half_way.record()
+            return tokens
+
+        return attend if self._on_card else attention
+
+    def wait(self) -> None:
+        """Wait for the last mark."""
+        if self._half_way is not None:
+            self._half_way.synchronize()
+
+
+def _around_block(options: dict[str, Any], latents: Tensor, pace: _Pace) -> Any:
     replacements = options.get("patches_replace", {}).get("dit", {})
     patches = options.get("patches", {}).get("double_block", ())
 
     def run(call: BlockCall) -> Tensor:
         if not torch.compiler.is_compiling():
+            pace.wait()
             comfy.model_management.throw_exception_if_processing_interrupted()
         options["block_index"] = call.index
         replace = replacements.get(("double_block", call.index))

@@ -62,7 +62,12 @@ def test_dependencies_of_pyproject_leave_torch_to_the_host(repository: Path) -> 
 
 def test_no_module_imports_what_windows_or_macos_lacks(repository: Path) -> None:
     rooms = ("drawing", "multitalk_core", "nodes", "standalone", "wan_gguf_loader")
-    files = [file for room in rooms for file in (repository / room).rglob("*.py")]
+    files = [
+        file
+        for room in rooms
+        for file in (repository / room).rglob("*.py")
+        if file.parent.name != "kernels"  # imported only where Triton is
+    ]
     assert len(files) > 50
     found = {
         f"{file.relative_to(repository)}: {name}"

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from ...multitalk_core.attention import AudioAttention, SelfAttended, SelfAttention, reference_map
 from ...multitalk_core.audio_tokens import first_frame
 from ...multitalk_core.config import AudioConfig, ModelConfig
-from ...multitalk_core.dit import MultiTalkModel
+from ...multitalk_core.dit import Block, MultiTalkModel
+from ...multitalk_core.elementwise import normalize
 from ...multitalk_core.lrope import audio_positions
 from .golden import GoldenFile, Row, largest_error, require_rows, row
 
@@ -104,6 +105,9 @@ def record(
     for name, module in model.named_modules():
         keep = partial(_keep, values=values, name=f"mid.{name}")
         hooks.append(module.register_forward_hook(keep))
+        if isinstance(module, Block):
+            first = partial(_first_norm, values=values, name=f"mid.{name}.norm1_out")
+            hooks.append(module.register_forward_pre_hook(first))
         if isinstance(module, SelfAttention):
             look = partial(
                 _look,
@@ -197,9 +201,17 @@ def _keep(
     if isinstance(output, SelfAttended):
         output = output.tokens
     if args and isinstance(args[0], Tensor):
-        values[f"{name}_in"] = args[0]
+        values[f"{name}_in"] = args[0].clone()
     for suffix in ("", ".out", "_out"):
-        values[f"{name}{suffix}"] = output
+        values[f"{name}{suffix}"] = output.clone()  # the tokens are overwritten by what follows
+
+
+def _first_norm(block: Block, args: tuple[Tensor, ...], *, values: Values, name: str) -> None:
+    """Record the first norm of a block before its modulation, which the model does in one."""
+    x = args[0]
+    values[name] = normalize(
+        x, gain=torch.ones(x.shape[-1]), shift=torch.zeros(x.shape[-1]), eps=block.eps
+    )
 
 
 def _look(
@@ -216,6 +228,7 @@ def _look(
     """Record the turned heads and the reference map, and put that map in if one is used."""
     block = name.removesuffix(".self_attn")
     heads = module.project(*args, rotation=kwargs["rotation"])
+    module.norm_q(module.q(*args)), module.norm_k(module.k(*args))  # recorded, before they turn
     for letter, turned in (("q", heads.q), ("k", heads.k)):
         values[f"{block}.rope3d.{letter}_out"] = turned
         values[f"{block}.rope3d.{letter}_in"] = values[f"{name}.norm_{letter}"].view_as(turned)

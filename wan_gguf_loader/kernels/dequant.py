@@ -17,8 +17,10 @@ from torch import Tensor
 
 from ..types import TYPES_BY_NAME
 
-_PROGRAM_VALUES = 4096
-_NUM_WARPS = 4
+_MANY_THREADS = (4096, 4)
+_FEW_THREADS = (2048, 1)
+"""Values of a program, and warps: few threads with many values each suit the types that take the
+most arithmetic. Measured on an H100, `benchmarks/results`."""
 
 
 def dequantize_into(out: Tensor, packed: Tensor, type: str) -> None:
@@ -31,9 +33,9 @@ def dequantize_into(out: Tensor, packed: Tensor, type: str) -> None:
     """
     _, _, block, block_bytes = TYPES_BY_NAME[type]
     num_blocks = packed.numel() // block_bytes
-    per_program = _PROGRAM_VALUES // block
-    grid = (triton.cdiv(num_blocks, per_program),)
-    KERNELS[type][grid](packed, out, num_blocks, R=per_program, num_warps=_NUM_WARPS)
+    kernel, (values, num_warps) = KERNELS[type]
+    grid = (triton.cdiv(num_blocks, values // block),)
+    kernel[grid](packed, out, num_blocks, R=values // block, num_warps=num_warps)
 
 
 @triton.jit
@@ -122,12 +124,6 @@ def _q8_0(packed, out, num_blocks, R: tl.constexpr):
 
 
 @triton.jit
-def _two_bits(at, g, j, ok):
-    """Read the two-bit fields of Q2_K and Q3_K: runs of 32 bytes, each four runs of values."""
-    return (_byte(at + g // 8 * 32 + g % 2 * 16 + j, ok) >> (g % 8 // 2 * 2)) & 3
-
-
-@triton.jit
 def _q2_k(packed, out, num_blocks, R: tl.constexpr):
     block, ok = _blocks(num_blocks, R)
     g, j = _groups(16, 16)
@@ -135,21 +131,23 @@ def _q2_k(packed, out, num_blocks, R: tl.constexpr):
     both = _byte(at + g, ok)
     scale = _half(at + 80, ok) * (both & 15).to(tl.float32)
     low = _half(at + 82, ok) * (both >> 4).to(tl.float32)
-    q = _two_bits(at + 16, g, j, ok)
+    q = (_byte(at + 16 + g // 8 * 32 + g % 2 * 16 + j, ok) >> (g % 8 // 2 * 2)) & 3
     _save(out + block * 256 + g * 16 + j, scale * q.to(tl.float32) - low, ok)
 
 
 @triton.jit
 def _q3_k(packed, out, num_blocks, R: tl.constexpr):
     block, ok = _blocks(num_blocks, R)
-    g, j = _groups(16, 16)
+    g, j = _groups(8, 32)  # faster than the 16 groups there are: each has two scales
     at = packed + block * 110
-    six = (_byte(at + 96 + g % 8, ok) >> (g // 8 * 4)) & 15
-    six = six | (((_byte(at + 104 + g % 4, ok) >> (g // 4 * 2)) & 3) << 4)
+    s = g * 2 + j // 16
+    six = (_byte(at + 96 + s % 8, ok) >> (s // 8 * 4)) & 15
+    six = six | (((_byte(at + 104 + s % 4, ok) >> (s // 4 * 2)) & 3) << 4)
     scale = _half(at + 108, ok) * (six - 32).to(tl.float32)
-    high = (_byte(at + g % 2 * 16 + j, ok) >> (g // 2)) & 1
-    q = _two_bits(at + 32, g, j, ok) - ((high ^ 1) << 2)  # a clear high bit means minus 4
-    _save(out + block * 256 + g * 16 + j, scale * q.to(tl.float32), ok)
+    high = (_byte(at + j, ok) >> g) & 1
+    q = (_byte(at + 32 + g // 4 * 32 + j, ok) >> (g % 4 * 2)) & 3
+    q = q - ((high ^ 1) << 2)  # a clear high bit means minus 4
+    _save(out + block * 256 + g * 32 + j, scale * q.to(tl.float32), ok)
 
 
 @triton.jit
@@ -228,18 +226,18 @@ def _iq4_xs(packed, out, num_blocks, R: tl.constexpr):
     _save(out + block * 256 + g * 32 + j, scale * _iq4_value(index), ok)
 
 
-KERNELS: Mapping[str, Any] = {
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
-    "Q5_0": _q5_0,
-    "Q5_1": _q5_1,
-    "Q8_0": _q8_0,
-    "Q2_K": _q2_k,
-    "Q3_K": _q3_k,
-    "Q4_K": _q4_k,
-    "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
-    "IQ4_NL": _iq4_nl,
-    "IQ4_XS": _iq4_xs,
+KERNELS: Mapping[str, tuple[Any, tuple[int, int]]] = {
+    "Q4_0": (_q4_0, _MANY_THREADS),
+    "Q4_1": (_q4_1, _MANY_THREADS),
+    "Q5_0": (_q5_0, _MANY_THREADS),
+    "Q5_1": (_q5_1, _MANY_THREADS),
+    "Q8_0": (_q8_0, _MANY_THREADS),
+    "Q2_K": (_q2_k, _MANY_THREADS),
+    "Q3_K": (_q3_k, _FEW_THREADS),
+    "Q4_K": (_q4_k, _MANY_THREADS),
+    "Q5_K": (_q5_k, _FEW_THREADS),
+    "Q6_K": (_q6_k, _FEW_THREADS),
+    "IQ4_NL": (_iq4_nl, _FEW_THREADS),
+    "IQ4_XS": (_iq4_xs, _FEW_THREADS),
 }
-"""The types people's files are in; the others are decoded by the plain formulas."""
+"""The types people's files are in, to kernel and shape; others are decoded by the plain formulas."""
