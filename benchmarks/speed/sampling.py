@@ -73,7 +73,7 @@ def stream(bench: Bench, model: MultiTalkModel) -> None:
     """Move a model to main memory and have its blocks lent to the device."""
     model.to("cpu")
     release(bench.device)
-    stream_blocks(model, bench.device)
+    stream_blocks(model, model.blocks, bench.device)
     release(bench.device)
 
 

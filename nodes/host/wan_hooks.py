@@ -111,8 +111,7 @@ class _Pace:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             tokens = attention(q, k, v)
             if self._on_card and not torch.compiler.is_compiling():
-                self._half_way = torch.cuda.Event()
-                self._half_way.record()
+                self._half_way = torch.cuda.current_stream(q.device).record_event()
             return tokens
 
         return attend if self._on_card else attention

@@ -240,4 +240,4 @@ KERNELS: Mapping[str, tuple[Any, tuple[int, int]]] = {
     "IQ4_NL": (_iq4_nl, _FEW_THREADS),
     "IQ4_XS": (_iq4_xs, _FEW_THREADS),
 }
-"""The types people's files are in, to kernel and shape; others are decoded by the plain formulas."""
+"""The types people's files are in, with kernel and shape; the plain formulas decode the others."""
