@@ -121,7 +121,9 @@ class SelfAttention(nn.Module):
         """Attend among tokens `(B, N, dim)`; with `token_masks` also give the reference map."""
         q, k, v = self.project(x, rotation=rotation)
         labels = None if token_masks is None else reference_map(q, k, token_masks=token_masks)
-        return SelfAttended(self.o(attend(q, k, v).flatten(2)), labels)
+        tokens = attend(q, k, v).flatten(2)
+        del q, k, v  # a gigabyte at 14B, before the output needs room
+        return SelfAttended(self.o(tokens), labels)
 
     def project(self, x: Tensor, *, rotation: Rotation) -> Heads:
         """Give the normalised and turned queries and keys, and the values."""

@@ -359,7 +359,9 @@ class MultiTalkModel(nn.Module):
                 recalls=_recalls(memory, index, num_parts=len(parts)),
             )
             x = hooks.around_block(BlockCall(index, run, x, time, steps, context, rotation))
-        return _join_patches(self.head(x, time), grid=grid).to(dtype)
+        # In turn: the head's tokens are float32.
+        velocity = [self.head(x[entries], time[entries]) for entries, _, _ in parts]
+        return _join_patches(torch.cat(velocity), grid=grid).to(dtype)
 
     def _context(self, text: Tensor, image: Tensor) -> Tensor:
         """Embed photo and text; the zero rows become the biases' tokens, as upstream."""

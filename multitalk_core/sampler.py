@@ -30,7 +30,7 @@ Velocities = Callable[[Tensor, float, Sequence[Pass]], list[Tensor]]
 """The model within one segment: latents `(1, 16, F, h, w)`, timestep, the passes of this step ->
 one velocity for each, in their order, float32."""
 
-_MEMORY_BYTES = 256 * 2**20
+_MEMORY_BYTES = 64 * 2**20
 """Room for keys and values that stay the same throughout a segment; see `memory.py`."""
 
 GuidedVelocity = Callable[[Tensor, float], Tensor]

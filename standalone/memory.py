@@ -27,7 +27,7 @@ _WIDTHS, _PLAIN_WIDTHS = 6.0, 10.2
 """Tensors of tokens x width alive at once in self-attention, where all needs peak, the tokens
 themselves aside: its input, queries, keys, values and two results; without Triton also what
 torch's own steps of norm and rotation leave between them."""
-_KEPT_BYTES = 256 * 2**20
+_KEPT_BYTES = 64 * 2**20
 """Keys and values of the prompt and the voices, kept throughout a segment; as in `sampler.py`."""
 _SLACK = 1.03
 """What the allocator loses between tensors."""

@@ -24,7 +24,8 @@ from .types import GGML_TYPES, PLAIN_DTYPES, TYPES_BY_NAME
 Precision = Literal["exact", "fp8"]
 
 _FP8_ROWS = 1024
-"""Fewer rows stay exact: the layers of time, text and photo, where nothing would be gained."""
+"""Fewer rows stay exact: the layers of time, text and photo, where nothing would be gained. So does
+float32, which a model asks for where it needs it."""
 
 _Ready = tuple[Tensor | Fp8Rows, Tensor | None]
 """Weight and bias as a product takes them."""
@@ -298,7 +299,8 @@ class GGUFLinear(nn.Module):
         return product.reshape(*x.shape[:-1], self.out_features)
 
     def _in_fp8(self, x: Tensor) -> bool:
-        return self.precision == "fp8" and x[..., 0].numel() >= _FP8_ROWS
+        many = x.dtype != torch.float32 and x[..., 0].numel() >= _FP8_ROWS
+        return self.precision == "fp8" and many
 
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""

@@ -40,7 +40,7 @@ def measure(bench: Bench, table: Table) -> None:
     if bench.device.type == "cuda" and not has_fp8_units(bench.device):
         table.notes.append("The card has no fp8 units: the products were in another precision.")
     scale = bench.scale._replace(latent=_LATENT) if bench.scale.name == "tiny" else bench.scale
-    _forwards(dataclasses.replace(bench, scale=scale), table)
+    _forwards(dataclasses.replace(bench, scale=scale, dtype=torch.bfloat16), table)
     _runs(bench, table)
     untouched = [row["what"] for row in table.rows if "fp8" in row["what"] and not row["error"]]
     if untouched:

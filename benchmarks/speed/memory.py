@@ -75,7 +75,7 @@ def _step(
 
 def _segments(bench: Bench, table: Table, model: MultiTalkModel) -> None:
     """Make a short and a long video, small, to see what a segment leaves behind."""
-    _video(bench, model, segments=1)
+    _video(bench, model, segments=_SHORT)
     before: float | None = None
     for segments in (_SHORT, _LONG):
         log(f"memory: {segments} segments")
