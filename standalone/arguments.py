@@ -97,6 +97,7 @@ def build_request(options: argparse.Namespace) -> Request:
         device=options.device,
         dtype=options.dtype,
         offload=options.offload,
+        precision=options.precision,
         output=options.output,
     )
 
@@ -256,6 +257,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="none keeps the transformer on the card, blocks streams it from main memory; auto "
         "does what fits, on the smallest cards with the VAE in tiles",
+    )
+    add(
+        "--precision",
+        choices=("exact", "fp8"),
+        default="exact",
+        help="fp8 multiplies in 8 bits: faster on cards that have it, and less exact",
     )
     add("--json", action="store_true", help="write a summary as JSON to standard output")
     add("--quiet", action="store_true", help="no progress bar")  # fmt: skip

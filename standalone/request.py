@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 from ..multitalk_core.config import Method, SamplingConfig
 from ..multitalk_core.geometry import Box, Resolution, Size
+from ..wan_gguf_loader.ops import Precision
 
 Mode = Literal["together", "in_turn"]
 Preset = Literal["quality", "quick"]
@@ -77,6 +78,7 @@ class Request:
         device: Where to compute, such as `cuda`; `None` takes a CUDA card if there is one.
         dtype: `float32` or `bfloat16`; `None` takes bfloat16 on a card and float32 on a CPU.
         offload: Whether the transformer's blocks are streamed from main memory.
+        precision: How the transformer's large layers multiply.
         output: The video file.
     """
 
@@ -92,6 +94,7 @@ class Request:
     device: str | None
     dtype: Literal["float32", "bfloat16"] | None
     offload: Offload
+    precision: Precision
     output: Path
 
 

@@ -35,6 +35,7 @@ from ..multitalk_core.lrope import MAX_SPEAKERS
 from ..multitalk_core.masks import fit_masks, speaker_masks, to_tokens
 from ..multitalk_core.pipeline import Speech, Step, generate
 from ..multitalk_core.segments import TAIL_FRAMES
+from ..wan_gguf_loader.fp8 import has_fp8_units
 from .borrowed import held_bytes, on_device
 from .encoders import VisionEncoder, load_image_encoder, load_text_encoder
 from .media import read_mask, read_photo, read_voice
@@ -151,6 +152,7 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
     """
     device = _device(request.device)
     dtype = _dtype(request, device)
+    _check_precision(request, device=device, dtype=dtype)
     watch = _Stopwatch()
     with watch.stage("read"):
         require_target(request.output)
@@ -212,6 +214,15 @@ def _dtype(request: Request, device: torch.device) -> torch.dtype:
     default = "float32" if device.type == "cpu" else "bfloat16"
     dtype: torch.dtype = getattr(torch, request.dtype or default)
     return dtype
+
+
+def _check_precision(request: Request, *, device: torch.device, dtype: torch.dtype) -> None:
+    if request.precision == "fp8" and not (has_fp8_units(device) and dtype == torch.bfloat16):
+        raise InputError(
+            f"The precision fp8 does not work on {device} in {str(dtype).removeprefix('torch.')}: "
+            "it needs bfloat16 and a CUDA card with fp8 units (Ada, Hopper or newer). Leave out "
+            "--precision."
+        )
 
 
 def _check_speakers(request: Request) -> None:
@@ -334,7 +345,7 @@ def _load_models(
 ) -> _Models:
     vae = load_vae(files.vae, device=device, dtype=dtype)
     image_encoder = load_image_encoder(files.clip_vision, device=device, dtype=dtype)
-    transformer = files.load_transformer(dtype)
+    transformer = files.load_transformer(dtype, precision=request.precision)
     placement = Placement(
         transformer, vae, device=device, plan=plan, may_change=request.offload == "auto"
     )

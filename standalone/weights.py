@@ -22,7 +22,7 @@ from ..multitalk_core.weights import FileKind, audio_config, identify, model_con
 from ..wan_gguf_loader.files import WeightsFile, open_weights
 from ..wan_gguf_loader.load import load_weights
 from ..wan_gguf_loader.lora import apply_lora
-from ..wan_gguf_loader.ops import gguf_ops
+from ..wan_gguf_loader.ops import Precision, gguf_ops
 from .memory import Weights
 from .request import ModelFiles
 
@@ -67,13 +67,16 @@ class OpenFiles:
         self.config = self._transformer_config()
         self._check_wav2vec2()
 
-    def load_transformer(self, dtype: torch.dtype) -> MultiTalkModel:
+    def load_transformer(
+        self, dtype: torch.dtype, *, precision: Precision = "exact"
+    ) -> MultiTalkModel:
         """Load base and adapter in main memory, weights as they are stored, LoRAs beside them.
 
         Args:
             dtype: Of plain weights that are wider than it.
+            precision: How layers with many rows multiply.
         """
-        model = MultiTalkModel(self.config, ops=gguf_ops(), device="meta")
+        model = MultiTalkModel(self.config, ops=gguf_ops(precision=precision), device="meta")
         files = [self._base] if self._adapter is None else [self._base, self._adapter]
         load_weights(model, files, dtype=dtype)
         for file, strength in self._loras:

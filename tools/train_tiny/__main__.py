@@ -18,6 +18,7 @@ STAGES = {
     "text": "text",
     "vision": "vision",
     "vae": "vae_training",
+    "decoder": "decoder_training",
     "latents": "dataset",
     "base": "talker",
     "adapter": "talker",

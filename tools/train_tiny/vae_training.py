@@ -73,14 +73,14 @@ def draw_batch(step: int, *, progress: float, pixels: int, device: torch.device)
     motion = sample_motion(count, people=people, frames=num_frames, generator=generator)
     window = None
     if is_crop:
-        corner = _crop_corners(faces, motion, size=size, generator=generator)
+        corner = crop_corners(faces, motion, size=size, generator=generator)
         window = Window(corner.to(device), height, width)
     faces, motion = faces.to(device), motion.to(device)
     frames = render(faces, motion, size=size, window=window)
-    return Batch(frames, _weights(faces, motion, frames, size=size, window=window))
+    return Batch(frames, weights(faces, motion, frames, size=size, window=window))
 
 
-def _crop_corners(
+def crop_corners(
     faces: Faces, motion: Motion, *, size: tuple[int, int], generator: torch.Generator
 ) -> Tensor:
     """Left and top of crops, every other one about a mouth, `(B, 2)`."""
@@ -96,9 +96,10 @@ def _crop_corners(
     return torch.where(is_mouth, about, anywhere).floor().clamp(min=0).minimum(limits)
 
 
-def _weights(
+def weights(
     faces: Faces, motion: Motion, frames: Tensor, *, size: tuple[int, int], window: Window | None
 ) -> Tensor:
+    """Weigh mouths and first frames more, `(B, 1, T, H, W)`."""
     x = torch.arange(frames.shape[4]).to(frames) + 0.5
     y = torch.arange(frames.shape[3]).to(frames) + 0.5
     corner = frames.new_zeros(1, 2) if window is None else window.corner.to(frames)
