@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...wan_gguf_loader.dequant import dequantize
-from ...wan_gguf_loader.ops import GGUFLinear, Precision, hold
+from ...wan_gguf_loader.ops import GGUFLinear, hold
 from .lora import LayerLora
 
 
@@ -94,11 +94,7 @@ class HostLinear(GGUFLinear):
 class HostOps:
     """Layer classes for a model that lives in ComfyUI."""
 
-    precision: Precision = "exact"
-
-    def Linear(self, *args: Any, **kwargs: Any) -> HostLinear:  # noqa: N802
-        """Build an empty layer."""
-        return HostLinear(*args, precision=self.precision, **kwargs)
+    Linear = HostLinear
 
     @staticmethod
     def hold(layers: nn.Module) -> AbstractContextManager[None]:
