@@ -80,7 +80,8 @@ def fast_inputs() -> list[io.Input]:
             advanced=True,
             tooltip=(
                 "Reuses the model's last answer while it would change by less than this share: "
-                "0.05 runs about half of 20 steps, 0 runs all. With samplers that add noise it saves less or nothing."
+                "0.05 runs about half of 20 steps, 0 runs all. With samplers that add noise it "
+                "saves less or nothing."
             ),
         ),
     ]
