@@ -389,7 +389,7 @@ class MultiTalkModel(nn.Module):
     ) -> list[Part]:
         """Divide the batch, checking the audio tokens and the masks that two speakers need."""
         batch = latents.shape[0]
-        at_once = max(1, _PART_TOKENS // (grid.frames * grid.height * grid.width))
+        at_once = entries_at_once(grid.frames * grid.height * grid.width)
         if torch.is_grad_enabled():
             at_once = batch
         if isinstance(audio, Sequence):
@@ -441,6 +441,11 @@ class MultiTalkModel(nn.Module):
                 f"for the background), got {given}. Give the masks of this video's size."
             )
         return token_masks
+
+
+def entries_at_once(num_tokens: int) -> int:
+    """Say how many entries of a batch, of so many video tokens each, are worked on at once."""
+    return max(1, _PART_TOKENS // num_tokens)
 
 
 def time_features(timestep: Tensor, *, width: int) -> Tensor:

@@ -83,7 +83,7 @@ def add(x: Tensor, y: Tensor, *, gate: Tensor | float = 1.0) -> Tensor:
     """Give `x + y * gate`; where no gradient is recorded, `x` is overwritten with it.
 
     Args:
-        x: Tokens, `(B, N, D)`, contiguous.
+        x: Tokens, `(B, N, D)`.
         y: What is added, likewise.
         gate: A number, or `(B, 1, D)` float32.
     """
@@ -92,7 +92,9 @@ def add(x: Tensor, y: Tensor, *, gate: Tensor | float = 1.0) -> Tensor:
         return scaled.to(x.dtype)
     if not isinstance(gate, Tensor):
         return x.add_(y, alpha=gate)
-    if (kernels := _kernels(x)) is not None:
+    kernels = _kernels(x)
+    # A host may put tokens of any layout between blocks; the kernel counts along memory.
+    if kernels is not None and x.is_contiguous() and y.is_contiguous():
         kernels.add_gated(x, y, gate=gate)
         return x
     return x.copy_(torch.addcmul(x, y, gate))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,67 +31,6 @@ _Ready = tuple[Tensor | Fp8Rows, Tensor | None]
 """Weight and bias as a product takes them."""
 
 _NAMES = {dtype: name for name, dtype in PLAIN_DTYPES.items()}
-
-
-@dataclass(frozen=True)
-class GGUFOps:
-    """Layer classes of one load, for models that are built as `ops.Linear(...)`.
-
-    Attributes:
-        dtype: Compute dtype of its layers; None follows each layer's input.
-        precision: `"exact"`, or `"fp8"` for products in fp8; see `fp8.py`.
-    """
-
-    dtype: torch.dtype | None = None
-    precision: Precision = "exact"
-
-    def Linear(  # noqa: N802  (named as torch.nn names it)
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> GGUFLinear:
-        """Build an empty layer, with the arguments of `torch.nn.Linear`."""
-        return GGUFLinear(
-            in_features,
-            out_features,
-            bias,
-            device,
-            dtype,
-            compute_dtype=self.dtype,
-            precision=self.precision,
-        )
-
-    @staticmethod
-    def hold(layers: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Keep the decoded weights of all layers inside `layers` while the context lasts."""
-        return hold(layers)
-
-
-@contextlib.contextmanager
-def hold(layers: nn.Module) -> Iterator[None]:
-    """Keep the decoded weights of all `GGUFLinear` inside `layers` while the context lasts."""
-    held = [module for module in layers.modules() if isinstance(module, GGUFLinear)]
-    for layer in held:
-        layer.hold()
-    try:
-        yield
-    finally:
-        for layer in held:
-            layer.release()
-
-
-def gguf_ops(*, dtype: torch.dtype | None = None, precision: Precision = "exact") -> GGUFOps:
-    """Make the layer classes of one load.
-
-    Args:
-        dtype: What the layers compute in; None follows each layer's input.
-        precision: `"fp8"` multiplies in fp8 wherever a layer is given many rows: faster on cards
-            that have it, and less exact.
-    """
-    return GGUFOps(dtype=dtype, precision=precision)
 
 
 class LowRank(nn.Module):
@@ -348,3 +287,66 @@ class GGUFLinear(nn.Module):
         )
         if type_key in unexpected_keys:
             unexpected_keys.remove(type_key)
+
+
+@dataclass(frozen=True)
+class GGUFOps:
+    """Layer classes of one load, for models that are built as `ops.Linear(...)`.
+
+    Attributes:
+        dtype: Compute dtype of its layers; None follows each layer's input.
+        precision: `"exact"`, or `"fp8"` for products in fp8; see `fp8.py`.
+        layer: The class of its layers.
+    """
+
+    layer: ClassVar[type[GGUFLinear]] = GGUFLinear
+    dtype: torch.dtype | None = None
+    precision: Precision = "exact"
+
+    def Linear(  # noqa: N802  (named as torch.nn names it)
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> GGUFLinear:
+        """Build an empty layer, with the arguments of `torch.nn.Linear`."""
+        return self.layer(
+            in_features,
+            out_features,
+            bias,
+            device,
+            dtype,
+            compute_dtype=self.dtype,
+            precision=self.precision,
+        )
+
+    @staticmethod
+    def hold(layers: nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Keep the decoded weights of all layers inside `layers` while the context lasts."""
+        return hold(layers)
+
+
+@contextlib.contextmanager
+def hold(layers: nn.Module) -> Iterator[None]:
+    """Keep the decoded weights of all `GGUFLinear` inside `layers` while the context lasts."""
+    held = [module for module in layers.modules() if isinstance(module, GGUFLinear)]
+    for layer in held:
+        layer.hold()
+    try:
+        yield
+    finally:
+        for layer in held:
+            layer.release()
+
+
+def gguf_ops(*, dtype: torch.dtype | None = None, precision: Precision = "exact") -> GGUFOps:
+    """Make the layer classes of one load.
+
+    Args:
+        dtype: What the layers compute in; None follows each layer's input.
+        precision: `"fp8"` multiplies in fp8 wherever a layer is given many rows: faster on cards
+            that have it, and less exact.
+    """
+    return GGUFOps(dtype=dtype, precision=precision)

@@ -35,24 +35,7 @@ class CountingLinear(GGUFLinear):
 class CountingOps(GGUFOps):
     """Layer classes that count."""
 
-    def Linear(  # noqa: N802  (named as torch.nn names it)
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> CountingLinear:
-        """Build an empty layer."""
-        return CountingLinear(
-            in_features,
-            out_features,
-            bias,
-            device,
-            dtype,
-            compute_dtype=self.dtype,
-            precision=self.precision,
-        )
+    layer = CountingLinear
 
 
 def decodings(model: nn.Module) -> float:

@@ -16,6 +16,7 @@ import comfy.supported_models
 import torch
 from torch import nn
 
+from ...multitalk_core.dit import entries_at_once
 from ...multitalk_core.errors import InputError
 from ...multitalk_core.identify import FileKind, identify, require
 from ...multitalk_core.weights import audio_config, model_config
@@ -63,11 +64,12 @@ class MultiTalkWAN(comfy.model_base.WAN21):
     def memory_required(self, input_shape: Any, cond_shapes: Any = MappingProxyType({})) -> float:
         """Estimate the bytes of a forward: entries of a batch take turns in most of the work."""
         batch, *rest = input_shape
-        alone: float = super().memory_required([1, *rest], cond_shapes=cond_shapes)
+        num_tokens = max(1, math.prod(rest[1:]) // 4)
+        at_once = min(batch, entries_at_once(num_tokens))
+        work: float = super().memory_required([at_once, *rest], cond_shapes=cond_shapes)
         itemsize = comfy.model_management.dtype_size(self.get_dtype_inference())
-        size: int = math.prod(rest[1:]) // 4 * self.diffusion_model.dim * itemsize
-        needed: float = alone + 2 * (batch - 1) * size
-        return needed
+        waiting: int = (batch - at_once) * num_tokens * self.diffusion_model.dim * itemsize
+        return work + 2 * waiting
 
     def twin(self, tensors: Resting) -> MultiTalkWAN:
         """Make a second model around the same tensors, which `tensors` gives."""

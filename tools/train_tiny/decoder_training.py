@@ -17,15 +17,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .drawing import Window, render
-from .faces import sample_faces
-from .motion import sample_motion
 from .vae import TinyVAE, load_vae
-from .vae_gate import SIZES, evaluate
-from .vae_training import Batch, crop_corners, weights
+from .vae_gate import evaluate
+from .vae_training import Batch, draw_clips
 
 SEED = 777_000
-_CROP, _FRAMES = 64, 33
+_FRAMES = 33
 _CROPS_UNTIL = 0.70
 _EDGE_WEIGHT, _SQUARE_WEIGHT, _CHANGE_WEIGHT = 0.5, 2.0, 4.0
 _LATENT_NOISE = 0.12
@@ -74,22 +71,6 @@ def run(arguments: argparse.Namespace) -> None:
     sys.stdout.write(f"{step} steps; {gate}\n")
 
 
-def draw_batch(step: int, *, count: int, is_crop: bool, device: torch.device) -> Batch:
-    """Draw the clips of a step, whole or crops half of which are about a mouth."""
-    generator = torch.Generator().manual_seed(SEED + step)
-    people = 1 + step % 2
-    size = SIZES[people]
-    faces = sample_faces(count, people=people, generator=generator)
-    motion = sample_motion(count, people=people, frames=_FRAMES, generator=generator)
-    window = None
-    if is_crop:
-        corner = crop_corners(faces, motion, size=size, generator=generator)
-        window = Window(corner.to(device), _CROP, _CROP)
-    faces, motion = faces.to(device), motion.to(device)
-    frames = render(faces, motion, size=size, window=window)
-    return Batch(frames, weights(faces, motion, frames, size=size, window=window))
-
-
 def change_loss(decoded: Tensor, batch: Batch) -> Tensor:
     """Compare frames, their edges, and how each differs from the one before."""
     weight = batch.weight
@@ -102,7 +83,14 @@ def change_loss(decoded: Tensor, batch: Batch) -> Tensor:
 
 
 def _loss(model: TinyVAE, *, step: int, count: int, is_crop: bool, device: torch.device) -> Tensor:
-    batch = draw_batch(step, count=count, is_crop=is_crop, device=device)
+    batch = draw_clips(
+        SEED + step,
+        count=count,
+        people=1 + step % 2,
+        num_frames=_FRAMES,
+        is_crop=is_crop,
+        device=device,
+    )
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         with torch.no_grad():
             latents = model.encode(batch.frames)

@@ -61,26 +61,40 @@ def draw_batch(step: int, *, progress: float, pixels: int, device: torch.device)
         pixels: About how many to draw, over all clips and frames.
         device: Where to draw.
     """
-    generator = torch.Generator().manual_seed(SEED + step)
     people = 1 + step % 2
-    size = SIZES[people]
     is_picture = progress < _PICTURES_UNTIL or step % 5 == 0
     is_crop = not is_picture and progress < _CROPS_UNTIL
-    height, width = (_CROP, _CROP) if is_crop else size
+    height, width = (_CROP, _CROP) if is_crop else SIZES[people]
     num_frames = 1 if is_picture else _FRAMES
     count = max(1, pixels // (height * width * num_frames))
+    return draw_clips(
+        SEED + step,
+        count=count,
+        people=people,
+        num_frames=num_frames,
+        is_crop=is_crop,
+        device=device,
+    )
+
+
+def draw_clips(
+    seed: int, *, count: int, people: int, num_frames: int, is_crop: bool, device: torch.device
+) -> Batch:
+    """Draw clips, whole or crops half of which are about a mouth."""
+    generator = torch.Generator().manual_seed(seed)
+    size = SIZES[people]
     faces = sample_faces(count, people=people, generator=generator)
     motion = sample_motion(count, people=people, frames=num_frames, generator=generator)
     window = None
     if is_crop:
-        corner = crop_corners(faces, motion, size=size, generator=generator)
-        window = Window(corner.to(device), height, width)
+        corner = _crop_corners(faces, motion, size=size, generator=generator)
+        window = Window(corner.to(device), _CROP, _CROP)
     faces, motion = faces.to(device), motion.to(device)
     frames = render(faces, motion, size=size, window=window)
-    return Batch(frames, weights(faces, motion, frames, size=size, window=window))
+    return Batch(frames, _weights(faces, motion, frames, size=size, window=window))
 
 
-def crop_corners(
+def _crop_corners(
     faces: Faces, motion: Motion, *, size: tuple[int, int], generator: torch.Generator
 ) -> Tensor:
     """Left and top of crops, every other one about a mouth, `(B, 2)`."""
@@ -96,10 +110,9 @@ def crop_corners(
     return torch.where(is_mouth, about, anywhere).floor().clamp(min=0).minimum(limits)
 
 
-def weights(
+def _weights(
     faces: Faces, motion: Motion, frames: Tensor, *, size: tuple[int, int], window: Window | None
 ) -> Tensor:
-    """Weigh mouths and first frames more, `(B, 1, T, H, W)`."""
     x = torch.arange(frames.shape[4]).to(frames) + 0.5
     y = torch.arange(frames.shape[3]).to(frames) + 0.5
     corner = frames.new_zeros(1, 2) if window is None else window.corner.to(frames)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from comfyui_multitalk.multitalk_core import dit
 from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.protocols import TorchOps
@@ -197,3 +198,33 @@ def test_dit_base_model_refuses_audio() -> None:
         _run(small_inputs(), model=base)
     with pytest.raises(InputError, match="no audio branch"):
         base.project_audio(torch.zeros(1, 9, 5, 2, 8))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("speakers", [1, 2])
+def test_dit_entries_in_turn_are_the_batch_at_once(
+    monkeypatch: pytest.MonkeyPatch, speakers: int
+) -> None:
+    inputs = small_inputs(batch=3, speakers=speakers)
+    expected = _run(inputs)
+    rows: list[int] = []
+    hook = (
+        MODEL.blocks[0]
+        .ffn[0]
+        .register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
+    )
+    monkeypatch.setattr(dit, "_PART_TOKENS", 1)
+    result = _run(inputs)
+    hook.remove()
+    assert rows == [1, 1, 1]
+    assert _distance(result, expected) < 1e-6
+
+
+@torch.no_grad()
+def test_dit_entries_with_other_numbers_of_speakers_hear_their_own() -> None:
+    inputs = small_inputs(batch=2, speakers=2)
+    two = MODEL.project_audio(inputs.windows)
+    one = MODEL.project_audio(inputs.windows[:1])
+    together = _run(inputs, audio=[two, one])
+    assert _distance(together[:1], _run(inputs, audio=two)[:1]) < 1e-6
+    assert _distance(together[1:], _run(inputs, audio=one)[1:]) < 1e-6

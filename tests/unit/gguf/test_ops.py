@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from comfyui_multitalk.tools.quantize import quantize
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
-from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, gguf_ops
+from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, gguf_ops, hold
 
 IN, OUT = 512, 24
 WRITTEN = ("Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
@@ -212,3 +212,15 @@ def test_gguf_linear_weight_misfit_says_what_is_needed(
 
 def test_gguf_linear_repr_names_the_storage_type() -> None:
     assert "in_features=512, out_features=24, bias=True, weight_type=Q4_K" in repr(layer("Q4_K"))
+
+
+def test_held_layers_decode_once_and_forget_afterwards() -> None:
+    linear = layer("Q4_K")
+    x = normal(5, IN, seed=1)
+    expected = linear(x)
+    stored = linear.weight
+    with hold(nn.Sequential(linear)):
+        assert torch.equal(linear(x), expected)
+        linear.weight = torch.zeros_like(stored)  # what is held no longer looks at the bytes
+        assert torch.equal(linear(x), expected)
+    assert not torch.equal(linear(x), expected)
