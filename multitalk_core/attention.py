@@ -228,6 +228,7 @@ class AudioAttention(nn.Module):
             k.expand(batch, *k.shape[1:]).flatten(0, 1),
             v.expand(batch, *v.shape[1:]).flatten(0, 1),
         )
+        del q, k, v
         output: Tensor = self.proj(tokens.reshape(x.shape))
         return output
 

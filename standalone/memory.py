@@ -23,10 +23,10 @@ TILE_STRIDE = 256
 
 _PART_TOKENS = 16384
 """Tokens that are worked on at once at least, if the passes of a step have them; as in `dit.py`."""
-_WIDTHS, _PLAIN_WIDTHS = 6.0, 10.2
+_WIDTHS, _PLAIN_WIDTHS = 5.0, 9.4
 """Tensors of tokens x width alive at once in self-attention, where all needs peak, the tokens
-themselves aside: its input, queries, keys, values and two results; without Triton also what
-torch's own steps of norm and rotation leave between them."""
+themselves aside: its input, queries, keys, values and the result; without Triton also what torch's
+own steps of norm and rotation leave between them."""
 _KEPT_BYTES = 64 * 2**20
 """Keys and values of the prompt and the voices, kept throughout a segment; as in `sampler.py`."""
 _SLACK = 1.03

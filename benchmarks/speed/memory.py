@@ -29,26 +29,18 @@ COLUMNS = (
 )
 _STEPS = 2
 _SHORT, _LONG = 2, 10
-_SEGMENT, _MOTION = 17, 5
-_SIDE = 128
-_CONFIG = SamplingConfig(
-    steps=2,
-    text_guidance=1,
-    audio_guidance=1,
-    segment_frames=_SEGMENT,
-    motion_frames=_MOTION,
-)
+_MOTION = 5
 
 
 def measure(bench: Bench, table: Table) -> None:
     """Sample with the weights on the device, then streamed."""
     model = random_model(bench.scale.config, base="Q4_K", adapter="Q8_0", device=bench.device)
-    _segments(bench, table, model)
     sample(bench, model, passes=1, steps=1, num_speakers=2)
     resident = _step(bench, table, model, "step of 3 passes, resident", before=None)
     if bench.late():
-        table.notes.append("The time limit left out streamed blocks.")
+        table.notes.append("The time limit left out long videos and streamed blocks.")
         return
+    _segments(bench, table, model)
     log("memory: streamed")
     stream(bench, model)
     _step(bench, table, model, "step of 3 passes, streamed blocks", before=resident)
@@ -74,8 +66,7 @@ def _step(
 
 
 def _segments(bench: Bench, table: Table, model: MultiTalkModel) -> None:
-    """Make a short and a long video, small, to see what a segment leaves behind."""
-    _video(bench, model, segments=_SHORT)
+    """Make a short and a long video, of one step a segment, to see what a segment leaves behind."""
     before: float | None = None
     for segments in (_SHORT, _LONG):
         log(f"memory: {segments} segments")
@@ -84,7 +75,7 @@ def _segments(bench: Bench, table: Table, model: MultiTalkModel) -> None:
             _video(bench, model, segments=segments)
         seconds = (now(bench.device) - began) / segments
         table.add(
-            what=f"{segments} segments of {_SIDE}x{_SIDE}x{_SEGMENT}, time of one",
+            what=f"{segments} segments of one pass, time of one",
             blocks=bench.scale.config.num_layers,
             seconds=seconds,
             ratio=None if before is None else seconds / before,
@@ -97,24 +88,31 @@ def _segments(bench: Bench, table: Table, model: MultiTalkModel) -> None:
 
 def _video(bench: Bench, model: MultiTalkModel, *, segments: int) -> None:
     """Run the whole pipeline with an autoencoder of averages; the frames are thrown away."""
-    config, audio = bench.scale.config, bench.audio
-    num_frames = _SEGMENT + (segments - 1) * (_SEGMENT - _MOTION)
+    config, audio, frames_each = bench.scale.config, bench.audio, bench.scale.num_frames
+    _, height, width = (8 * side for side in bench.scale.latent)
+    num_frames = frames_each + (segments - 1) * (frames_each - _MOTION)
     generator = Generator().manual_seed(0)
     features = torch.randn(2, num_frames, audio.layers, audio.channels, generator=generator)
-    masks = torch.zeros(3, _SIDE, _SIDE)
-    masks[0, :, : _SIDE // 2] = 1
+    masks = torch.zeros(3, height, width)
+    masks[0, :, : width // 2] = 1
     masks[1] = 1 - masks[0]
     frames = generate(
         model,
         AverageVAE(bench.device),
         PlainImageEncoder(config.image_dim, bench.device),
-        photo=torch.randint(0, 256, (_SIDE, _SIDE, 3), dtype=torch.uint8, generator=generator),
+        photo=torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator),
         speech=Speech(features=tuple(features), num_frames=num_frames),
         masks=masks,
         text=torch.randn(1, config.text_len, config.text_dim, generator=generator),
         negative_text=None,
-        size=Size(_SIDE, _SIDE),
-        config=_CONFIG,
+        size=Size(height, width),
+        config=SamplingConfig(
+            steps=1,
+            text_guidance=1,
+            audio_guidance=1,
+            segment_frames=frames_each,
+            motion_frames=_MOTION,
+        ),
         generator=generator,
         device=bench.device,
         dtype=bench.dtype,

@@ -16,12 +16,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from ..train_tiny.voices import load_voices
 from .rows import ROWS, Material, Row
 from .scenes import cut_voices, draw_scenes
 from .system import System
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Group(NamedTuple):
@@ -56,7 +59,6 @@ def measure(
         count = group.clips or clips
         material = Material(
             models=models,
-            device=str(system.device),
             singles=draw_scenes(count, people=1),
             pairs=draw_scenes(count, people=2),
             voices=cut_voices(recordings, 2 * count),
@@ -79,10 +81,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", nargs="+", type=_group, default=[Group(name) for name in ROWS],
                         metavar="GROUP[:CLIPS]", help=f"of {', '.join(ROWS)}")  # fmt: skip
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=list(_DTYPES), default="float32", help="to compute in")
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--markdown", type=Path, help="file for the table")
     options = parser.parse_args(arguments)
-    system = System(options.models, device=options.device)
+    system = System(options.models, device=options.device, dtype=_DTYPES[options.dtype])
     rows: list[Row] = []
     for rows in measure(
         system, options.rows, models=options.models,

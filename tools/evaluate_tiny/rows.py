@@ -53,14 +53,12 @@ class Material:
 
     Attributes:
         models: Folder of the set.
-        device: Where to compute.
         singles: Photos of one person.
         pairs: Photos of two people.
         voices: At least two.
     """
 
     models: Path
-    device: str
     singles: list[Scene]
     pairs: list[Scene]
     voices: list[Voice]
@@ -255,7 +253,9 @@ def quantised(system: System, material: Material) -> list[Row]:
     found = {"Q8_0": _lips(system, material)}
     for type in ("bf16", "Q4_K_M"):
         with Rewritten(material.models, type) as base:
-            other = System(material.models, device=material.device, base=base)
+            other = System(
+                material.models, device=str(system.device), dtype=system.dtype, base=base
+            )
             found[type] = _lips(other, material)
     count = len(material.singles)
     return [

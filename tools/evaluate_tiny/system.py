@@ -49,20 +49,30 @@ class System:
     """A set of weights, ready to generate.
 
     Attributes:
+        device: Where it computes.
+        dtype: What it computes in.
         transformer: May be exchanged for one that is broken on purpose.
     """
 
-    def __init__(self, models: Path, *, device: str = "cpu", base: Path | None = None) -> None:
+    def __init__(
+        self,
+        models: Path,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        base: Path | None = None,
+    ) -> None:
         """Load a set.
 
         Args:
             models: Folder of the set.
-            device: Where to compute; float32 on a CPU, else bfloat16.
+            device: Where to compute.
+            dtype: Type to compute in.
             base: Another file in place of the set's base.
         """
         self._set = TrainedSet(models)
         self.device = torch.device(device)
-        self._dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        self.dtype = dtype
         files = OpenFiles(
             ModelFiles(
                 base=base or self._set.base,
@@ -74,8 +84,8 @@ class System:
                 clip_vision=self._set.clip_vision,
             )
         )
-        placed = {"device": self.device, "dtype": self._dtype}
-        self.transformer: MultiTalkModel = files.load_transformer(self._dtype).to(self.device)
+        placed = {"device": self.device, "dtype": self.dtype}
+        self.transformer: MultiTalkModel = files.load_transformer(self.dtype).to(self.device)
         self._vae: TinyVAE = load_vae(self._set.vae).to(self.device)
         self._images = load_image_encoder(files.clip_vision, **placed)
         self._texts = load_text_encoder(files.text_encoder, **placed)
@@ -132,7 +142,7 @@ class System:
             config=config,
             generator=torch.Generator().manual_seed(seed),
             device=self.device,
-            dtype=self._dtype,
+            dtype=self.dtype,
             solver=solver,
         )
         return (torch.cat(list(frames), dim=1) / 2 + 0.5).clamp(0, 1)
