@@ -35,7 +35,7 @@ from .geometry import GridSize
 from .hooks import NO_HOOKS, BlockCall, Hooks
 from .lrope import MAX_SPEAKERS, Rotation, grid_rotation, label_positions
 from .memory import Memory, Recall, compute
-from .protocols import Ops, TorchOps
+from .protocols import Feed, Ops, TorchOps
 
 Device = torch.device | str | None
 
@@ -61,21 +61,35 @@ class Part(NamedTuple):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm of `(B, N, D)` in float32, weights of any dtype; the result has the input's."""
+    """Layer norm of `(B, N, D)` in float32, weights of any dtype; the result has the input's.
+
+    Attributes:
+        feed: Makes the form that the next layers take it in.
+    """
+
+    feed: Feed | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last axis."""
         if self.weight is None:
             return functional.layer_norm(input, self.normalized_shape, eps=self.eps)
-        return normalize(input, gain=self.weight, shift=self.bias, eps=self.eps)
+        return normalize(input, gain=self.weight, shift=self.bias, eps=self.eps, feed=self.feed)
 
 
 class GELU(nn.Module):
-    """The tanh approximation, in place where no gradient is recorded."""
+    """The tanh approximation, in place where no gradient is recorded.
+
+    Attributes:
+        feed: Makes the form that the next layer takes it in.
+    """
+
+    def __init__(self, feed: Feed | None = None) -> None:
+        super().__init__()
+        self.feed = feed
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply it to each number."""
-        return gelu(input)
+        return gelu(input, feed=self.feed)
 
 
 class PatchEmbedding(nn.Conv3d):
@@ -121,24 +135,24 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, *, ops: Ops, device: Device = None) -> None:
         super().__init__()
         dim, eps = config.dim, config.eps
-        self._hold = ops.hold
+        self._hold, self._feed = ops.hold, ops.feed
         self.self_attn = SelfAttention(config, ops=ops, device=device)
         self.norm3 = LayerNorm(dim, eps=eps, device=device)
+        self.norm3.feed = ops.feed
         self.cross_attn = CrossAttention(config, ops=ops, device=device)
         self.ffn = nn.Sequential(
             ops.Linear(dim, config.ffn_dim, device=device),
-            GELU(),
+            GELU(ops.feed),
             ops.Linear(config.ffn_dim, dim, device=device),
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, dim, device=device) / dim**0.5)
         self.eps = eps
         if config.audio is not None:
             self.audio_cross_attn = AudioAttention(config, config.audio, ops=ops, device=device)
-            self.norm_x = (
-                LayerNorm(dim, eps=eps, device=device)
-                if config.audio.norm_visual
-                else nn.Identity()
-            )
+            self.norm_x: nn.Module = nn.Identity()
+            if config.audio.norm_visual:
+                self.norm_x = LayerNorm(dim, eps=eps, device=device)
+                self.norm_x.feed = ops.feed
 
     def forward(
         self,
@@ -173,9 +187,7 @@ class Block(nn.Module):
         looks: list[Tensor | None] = []
         with self._held(self.self_attn, parts):
             for entries, _, token_masks in parts:
-                y = normalize(
-                    x[entries], gain=1 + scale1[entries], shift=shift1[entries], eps=self.eps
-                )
+                y = self._modulated(x[entries], scale=scale1[entries], shift=shift1[entries])
                 seen = self.self_attn(
                     y, rotation=rotation, token_masks=token_masks, attend=hooks.attends.video
                 )
@@ -195,9 +207,7 @@ class Block(nn.Module):
             x = self._hear(x, parts, looks, strength=audio_strength, hooks=hooks, recalls=recalls)
         with self._held(self.ffn, parts):
             for entries, _, _ in parts:
-                y = normalize(
-                    x[entries], gain=1 + scale2[entries], shift=shift2[entries], eps=self.eps
-                )
+                y = self._modulated(x[entries], scale=scale2[entries], shift=shift2[entries])
                 x = _add_part(x, entries, self.ffn(y), gate=gate2[entries])
         return x
 
@@ -222,6 +232,9 @@ class Block(nn.Module):
                 )
                 x = _add_part(x, entries, y, gate=strength)
         return x
+
+    def _modulated(self, x: Tensor, *, scale: Tensor, shift: Tensor) -> Tensor:
+        return normalize(x, gain=1 + scale, shift=shift, eps=self.eps, feed=self._feed)
 
     def _held(
         self, layers: nn.Module, parts: Sequence[Part]

@@ -19,9 +19,12 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from .lrope import Rotation, rotate
+from .protocols import Feed
 
 
-def normalize(x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
+def normalize(
+    x: Tensor, *, gain: Tensor, shift: Tensor, eps: float, feed: Feed | None = None
+) -> Tensor:
     """Give `layer_norm(x) * gain + shift` in the dtype of `x`.
 
     Args:
@@ -29,9 +32,14 @@ def normalize(x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Tensor:
         gain: `(D,)` for all, or `(B, 1, D)` for each entry of the batch.
         shift: Likewise.
         eps: Of the norm.
+        feed: Makes the form that the layers take the result in, if not as a tensor.
     """
+    result: Tensor
+    if feed is not None and feed.takes(x):
+        result = feed.normalize(x, gain=gain, shift=shift, eps=eps)
+        return result
     if (kernels := _kernels(x)) is not None:
-        result: Tensor = kernels.normalize(x, gain=gain, shift=shift, eps=eps)
+        result = kernels.normalize(x, gain=gain, shift=shift, eps=eps)
         return result
     width = x.shape[-1:]
     if gain.ndim == 1:
@@ -100,11 +108,18 @@ def add(x: Tensor, y: Tensor, *, gate: Tensor | float = 1.0) -> Tensor:
     return x.copy_(torch.addcmul(x, y, gate))
 
 
-def gelu(x: Tensor) -> Tensor:
-    """Give the tanh approximation of GELU; where no gradient is recorded, `x` becomes it."""
+def gelu(x: Tensor, *, feed: Feed | None = None) -> Tensor:
+    """Give the tanh approximation of GELU; where no gradient is recorded, `x` becomes it.
+
+    A feed makes the form that the next layer takes it in, and leaves `x` as it is.
+    """
+    result: Tensor
+    if feed is not None and feed.takes(x):
+        result = feed.gelu(x)
+        return result
     if torch.is_grad_enabled():
         return functional.gelu(x, approximate="tanh")
-    result: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
+    result = torch.ops.aten.gelu_(x, approximate="tanh")
     return result
 
 

@@ -43,6 +43,26 @@ class ImageEncoder(Protocol):
         ...
 
 
+class Feed(Protocol):
+    """Makes the input of linear layers in the form they multiply, such as rounded to 8 bits.
+
+    What it gives stands in the place of a tensor and has a tensor's `shape`; only the layers of the
+    same `Ops` take it.
+    """
+
+    def takes(self, x: Tensor) -> bool:
+        """Tell whether the layers want another form of what is made of `x`."""
+        ...
+
+    def normalize(self, x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Any:
+        """Give `layer_norm(x) * gain + shift`, as `elementwise.normalize` does."""
+        ...
+
+    def gelu(self, x: Tensor) -> Any:
+        """Give the tanh approximation of GELU."""
+        ...
+
+
 class Ops(Protocol):
     """Layer classes a model is built from; `torch.nn` itself is the plainest set."""
 
@@ -52,6 +72,11 @@ class Ops(Protocol):
 
         A layer computes in the dtype of its input, whatever its weights are stored in.
         """
+        ...
+
+    @property
+    def feed(self) -> Feed | None:
+        """Give what makes the layers' input, if they can take another form than a tensor."""
         ...
 
     def hold(self, layers: nn.Module) -> AbstractContextManager[None]:
@@ -72,6 +97,7 @@ class TorchOps:
     """Plain torch layers that compute in their input's dtype, for models that are not quantised."""
 
     Linear = _CastingLinear
+    feed: Feed | None = None
 
     @staticmethod
     def hold(layers: nn.Module) -> AbstractContextManager[None]:

@@ -260,9 +260,9 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--precision",
-        choices=("exact", "fp8"),
+        choices=("exact", "int8"),
         default="exact",
-        help="fp8 multiplies in 8 bits: faster on cards that have it, and less exact",
+        help="int8 multiplies in 8 bits: faster, and less exact",
     )
     add("--json", action="store_true", help="write a summary as JSON to standard output")
     add("--quiet", action="store_true", help="no progress bar")  # fmt: skip

@@ -35,7 +35,7 @@ from ..multitalk_core.lrope import MAX_SPEAKERS
 from ..multitalk_core.masks import fit_masks, speaker_masks, to_tokens
 from ..multitalk_core.pipeline import Speech, Step, generate
 from ..multitalk_core.segments import TAIL_FRAMES
-from ..wan_gguf_loader.fp8 import has_fp8_units
+from ..wan_gguf_loader.int8 import multiplies_int8
 from .borrowed import held_bytes, on_device
 from .encoders import VisionEncoder, load_image_encoder, load_text_encoder
 from .media import read_mask, read_photo, read_voice
@@ -217,11 +217,11 @@ def _dtype(request: Request, device: torch.device) -> torch.dtype:
 
 
 def _check_precision(request: Request, *, device: torch.device, dtype: torch.dtype) -> None:
-    if request.precision == "fp8" and not (has_fp8_units(device) and dtype == torch.bfloat16):
+    if request.precision == "int8" and (dtype == torch.float32 or not multiplies_int8(device)):
         raise InputError(
-            f"The precision fp8 does not work on {device} in {str(dtype).removeprefix('torch.')}: "
-            "it needs bfloat16 and a CUDA card with fp8 units (Ada, Hopper or newer). Leave out "
-            "--precision."
+            f"The precision int8 does not work on {device} in {str(dtype).removeprefix('torch.')}: "
+            "it needs bfloat16 or float16, and a CUDA card of Turing or newer or the CPU. Give "
+            "--dtype bfloat16, or leave out --precision."
         )
 
 

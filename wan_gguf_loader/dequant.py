@@ -82,9 +82,9 @@ def triton_kernels(name: str, tensor: Tensor) -> Any | None:
     """
     if not tensor.is_cuda or torch.compiler.is_compiling() or not _has_triton():
         return None
-    from .kernels import dequant, fp8  # Triton may be missing
+    from .kernels import dequant, int8  # Triton may be missing
 
-    return {"dequant": dequant, "fp8": fp8}[name]
+    return {"dequant": dequant, "int8": int8}[name]
 
 
 @functools.cache

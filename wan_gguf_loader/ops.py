@@ -18,16 +18,12 @@ from torch.nn import functional
 
 from .dequant import PACKED_TYPES, dequantize
 from .errors import GGUFError
-from .fp8 import Fp8Rows, fp8_linear, quantize_rows
+from .int8 import Int8Feed, Int8Rows, int8_linear, quantize_rows, takes
 from .types import GGML_TYPES, PLAIN_DTYPES, TYPES_BY_NAME
 
-Precision = Literal["exact", "fp8"]
+Precision = Literal["exact", "int8"]
 
-_FP8_ROWS = 1024
-"""Fewer rows stay exact: the layers of time, text and photo, where nothing would be gained. So does
-float32, which a model asks for where it needs it."""
-
-_Ready = tuple[Tensor | Fp8Rows, Tensor | None]
+_Ready = tuple[Tensor | Int8Rows, Tensor | None]
 """Weight and bias as a product takes them."""
 
 _NAMES = {dtype: name for name, dtype in PLAIN_DTYPES.items()}
@@ -87,7 +83,7 @@ class GGUFLinear(nn.Module):
             `(out_features, in_features)` of the stored dtype.
         bias: `(out_features,)` or None.
         compute_dtype: What forward computes in; None follows the input.
-        precision: How forward multiplies; `"fp8"` holds for inputs of many rows.
+        precision: How forward multiplies; `"int8"` holds for inputs of many rows.
         low_rank: LoRA changes of the weight.
         difference: Changes of the weight by files that hold them whole, `(out, in)`.
     """
@@ -207,8 +203,11 @@ class GGUFLinear(nn.Module):
         """Drop the decoded weight that was kept."""
         self._holds, self._held = False, None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the layer to `(..., in_features)`; the result has the input's dtype."""
+    def forward(self, x: Tensor | Int8Rows) -> Tensor:
+        """Apply the layer to `(..., in_features)`; the result has the input's dtype.
+
+        An int8 layer also takes what `GGUFOps.feed` has rounded.
+        """
         dtype = self.compute_dtype if self.is_packed and self.compute_dtype else x.dtype
         ready = self.held_for(x)
         if ready is None:
@@ -217,29 +216,31 @@ class GGUFLinear(nn.Module):
             ready = self.rounded(weight, x), bias
         if self._holds:
             self._held = ready
+        if isinstance(x, Int8Rows) or x.dtype == dtype:
+            return self.multiply(x, *ready)
         return self.multiply(x.to(dtype), *ready).to(x.dtype)
 
-    def held_for(self, x: Tensor) -> _Ready | None:
+    def held_for(self, x: Tensor | Int8Rows) -> _Ready | None:
         """Give the weight and bias that were kept, if they are in the form that `x` asks for."""
-        if self._held is None or isinstance(self._held[0], Fp8Rows) != self._in_fp8(x):
+        if self._held is None or isinstance(self._held[0], Int8Rows) != self._in_int8(x):
             return None
         return self._held
 
-    def rounded(self, weight: Tensor, x: Tensor) -> Tensor | Fp8Rows:
+    def rounded(self, weight: Tensor, x: Tensor | Int8Rows) -> Tensor | Int8Rows:
         """Give a decoded weight as the product with `x` takes it."""
-        return quantize_rows(weight) if self._in_fp8(x) else weight
+        return quantize_rows(weight) if self._in_int8(x) else weight
 
-    def multiply(self, x: Tensor, weight: Tensor | Fp8Rows, bias: Tensor | None) -> Tensor:
-        """Apply the layer with a weight made ready."""
-        if not isinstance(weight, Fp8Rows):
-            return functional.linear(x, weight, bias)
-        rows = quantize_rows(x.reshape(-1, self.in_features))
-        product = fp8_linear(rows, weight, bias, dtype=x.dtype)
-        return product.reshape(*x.shape[:-1], self.out_features)
+    def multiply(
+        self, x: Tensor | Int8Rows, weight: Tensor | Int8Rows, bias: Tensor | None
+    ) -> Tensor:
+        """Apply the layer with a weight made ready by `rounded`."""
+        if isinstance(weight, Int8Rows):
+            return int8_linear(x if isinstance(x, Int8Rows) else quantize_rows(x), weight, bias)
+        assert isinstance(x, Tensor)
+        return functional.linear(x, weight, bias)
 
-    def _in_fp8(self, x: Tensor) -> bool:
-        many = x.dtype != torch.float32 and x[..., 0].numel() >= _FP8_ROWS
-        return self.precision == "fp8" and many
+    def _in_int8(self, x: Tensor | Int8Rows) -> bool:
+        return isinstance(x, Int8Rows) or (self.precision == "int8" and takes(x))
 
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""
@@ -295,7 +296,7 @@ class GGUFOps:
 
     Attributes:
         dtype: Compute dtype of its layers; None follows each layer's input.
-        precision: `"exact"`, or `"fp8"` for products in fp8; see `fp8.py`.
+        precision: `"exact"`, or `"int8"` for products in int8; see `int8.py`.
         layer: The class of its layers.
     """
 
@@ -322,6 +323,11 @@ class GGUFOps:
             precision=self.precision,
         )
 
+    @property
+    def feed(self) -> Int8Feed | None:
+        """Give what rounds the input of its layers, if they take it rounded."""
+        return Int8Feed() if self.precision == "int8" else None
+
     @staticmethod
     def hold(layers: nn.Module) -> contextlib.AbstractContextManager[None]:
         """Keep the decoded weights of all layers inside `layers` while the context lasts."""
@@ -346,7 +352,7 @@ def gguf_ops(*, dtype: torch.dtype | None = None, precision: Precision = "exact"
 
     Args:
         dtype: What the layers compute in; None follows each layer's input.
-        precision: `"fp8"` multiplies in fp8 wherever a layer is given many rows: faster on cards
-            that have it, and less exact.
+        precision: `"int8"` multiplies in int8 wherever a layer is given many rows: faster, and
+            less exact.
     """
     return GGUFOps(dtype=dtype, precision=precision)

@@ -68,6 +68,7 @@ def _step(
 def _segments(bench: Bench, table: Table, model: MultiTalkModel) -> None:
     """Make a short and a long video, of one step a segment, to see what a segment leaves behind."""
     before: float | None = None
+    _video(bench, model, segments=1)
     for segments in (_SHORT, _LONG):
         log(f"memory: {segments} segments")
         held, began = allocated(bench.device), now(bench.device)

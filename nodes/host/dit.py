@@ -16,6 +16,7 @@ from torch import Tensor
 from ...multitalk_core.config import ModelConfig
 from ...multitalk_core.dit import MultiTalkModel
 from ...multitalk_core.errors import InputError
+from ...wan_gguf_loader.ops import Precision
 from .layers import HostOps
 from .wan_hooks import wan_hooks
 
@@ -32,13 +33,22 @@ class HostMultiTalk(MultiTalkModel):
         dtype: What it computes in; ComfyUI's `BaseModel` reads it.
         dim: Width, by which ComfyUI's nodes know a Wan model.
         adapter: File its audio branch came from, for messages.
+        precision: How its large layers multiply.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, adapter: str = "") -> None:
-        super().__init__(config, ops=HostOps(), device="meta")
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype,
+        precision: Precision,
+        adapter: str = "",
+    ) -> None:
+        super().__init__(config, ops=HostOps(precision=precision), device="meta")
         self.dtype = dtype
         self.dim = config.dim
         self.adapter = adapter
+        self.precision = precision
 
     def forward(
         self,

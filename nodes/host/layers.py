@@ -8,7 +8,6 @@ uint8 Parameters and arrive through `cast_bias_weight`. LoRA acts on the decoded
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...wan_gguf_loader.dequant import dequantize
-from ...wan_gguf_loader.ops import GGUFLinear, hold
+from ...wan_gguf_loader.int8 import Int8Rows
+from ...wan_gguf_loader.ops import GGUFLinear, GGUFOps
 from .lora import LayerLora
 
 
@@ -43,7 +43,7 @@ class HostLinear(GGUFLinear):
         self.hooked: list[LayerLora] = []
         self.dense_functions: list[Callable[[Tensor], Tensor]] = []
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | Int8Rows) -> Tensor:
         """Apply the layer to `(..., in_features)` in the dtype of its input."""
         if (ready := self.held_for(x)) is not None:
             return self.multiply(x, *ready)
@@ -69,7 +69,7 @@ class HostLinear(GGUFLinear):
         """Read the weight as `other` reads its own; the tensors are given apart."""
         self._packed_type = other._packed_type
 
-    def _decode(self, stored: Tensor, x: Tensor) -> Tensor:
+    def _decode(self, stored: Tensor, x: Tensor | Int8Rows) -> Tensor:
         loras = (*self.loras, *self.hooked)
         changed = bool(loras or self.dense_functions)
         dense = dequantize(
@@ -91,15 +91,10 @@ class HostLinear(GGUFLinear):
 
 
 @dataclass(frozen=True)
-class HostOps:
+class HostOps(GGUFOps):
     """Layer classes for a model that lives in ComfyUI."""
 
-    Linear = HostLinear
-
-    @staticmethod
-    def hold(layers: nn.Module) -> AbstractContextManager[None]:
-        """Keep what the layers inside `layers` cast and decode while the context lasts."""
-        return hold(layers)
+    layer = HostLinear
 
 
 def adopt(model: nn.Module) -> None:

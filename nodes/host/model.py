@@ -22,6 +22,7 @@ from ...multitalk_core.identify import FileKind, identify, require
 from ...multitalk_core.weights import audio_config, model_config
 from ...wan_gguf_loader.files import WeightsFile, open_weights
 from ...wan_gguf_loader.load import load_weights
+from ...wan_gguf_loader.ops import Precision
 from .dit import HostMultiTalk
 from .layers import HostLinear, adopt
 from .patcher import Resting, make_patcher, move_to_model, resting
@@ -74,16 +75,22 @@ class MultiTalkWAN(comfy.model_base.WAN21):
     def twin(self, tensors: Resting) -> MultiTalkWAN:
         """Make a second model around the same tensors, which `tensors` gives."""
         mine = self.diffusion_model
-        net = HostMultiTalk(mine.config, dtype=mine.dtype, adapter=mine.adapter)
+        net = HostMultiTalk(
+            mine.config, dtype=mine.dtype, precision=mine.precision, adapter=mine.adapter
+        )
         adopt(net)
         _share(net, mine, tensors)
         return MultiTalkWAN(net)
 
 
-def load_base(path: Path) -> Any:
+def load_base(path: Path, *, precision: Precision = "exact") -> Any:
     """Load a Wan2.1 image-to-video file, GGUF or safetensors, as a MODEL.
 
     A file that already holds the adapter gives a MODEL that can talk.
+
+    Args:
+        path: The file.
+        precision: How its large layers multiply, and the adapter's after them.
 
     Raises:
         WeightsError: If the file is something else.
@@ -97,7 +104,7 @@ def load_base(path: Path) -> Any:
             place="Load Wan2.1 (GGUF)",
         )
         config = model_config(file.shapes, num_heads=file.num_heads, source=path.name)
-        net = HostMultiTalk(config, dtype=compute_dtype(), adapter=path.name)
+        net = HostMultiTalk(config, dtype=compute_dtype(), precision=precision, adapter=path.name)
         load_weights(net, [file])
     adopt(net)
     _log.info("%s: %d blocks of width %d", path.name, config.num_layers, config.dim)
@@ -126,7 +133,7 @@ def load_adapter(model: Any, path: Path) -> Any:
         )
         audio = audio_config(file.shapes, base=base.config, source=path.name)
         config = dataclasses.replace(base.config, audio=audio)
-        net = HostMultiTalk(config, dtype=base.dtype, adapter=path.name)
+        net = HostMultiTalk(config, dtype=base.dtype, precision=base.precision, adapter=path.name)
         _load_audio_branch(net, file, base=base)
     adopt(net)
     _share(net, base, resting(model.model, model.backup))

@@ -15,7 +15,7 @@ from ...multitalk_core.geometry import FRAME_STRIDE
 from ..train_tiny.mouth import correlation, opening
 from . import measures
 from .scenes import SEED, Scene, Voice, draw_scenes
-from .system import SAMPLING, SEGMENT_FRAMES, EqualLabels, Rewritten, System
+from .system import MATCHED, SAMPLING, SEGMENT_FRAMES, EqualLabels, Rewritten, System
 
 LONG_FRAMES = 117
 """Four segments."""
@@ -92,9 +92,11 @@ def _agree(measured: Tensor, voice: Voice, *, start: int = START) -> float:
 
 def one_speaker(system: System, material: Material) -> list[Row]:
     """The mouth of one person follows the voice, and no other voice."""
-    own, whole, other, lags = [], [], [], []
+    own, whole, other, lags, matched = [], [], [], [], []
     for number, scene in enumerate(material.singles):
         voice = material.voice(number)
+        video = system.film(scene, [voice], num_frames=SEGMENT_FRAMES, seed=number, config=MATCHED)
+        matched.append(follow(video, scene.mouths[0], voice))
         video = system.film(scene, [voice], num_frames=SEGMENT_FRAMES, seed=number)
         measured = opening(video, scene.mouths[0])
         own.append(_agree(measured, voice))
@@ -107,6 +109,9 @@ def one_speaker(system: System, material: Material) -> list[Row]:
     return [
         at_least("one speaker: median correlation", statistics.median(own), 0.88, count),
         Row(shut, statistics.median(whole), "", True, count),
+        Row(
+            "one speaker: the same, with colour match", statistics.median(matched), "", True, count
+        ),
         at_least("one speaker: best at lag 0", lags.count(0) / count, 0.9, count),
         at_least("one speaker: best within 1 frame", near, 1, count),
         at_most(
@@ -136,20 +141,22 @@ def no_voice(system: System, material: Material) -> list[Row]:
 class _Pair(NamedTuple):
     own: list[float]
     cross: list[float]
+    voices: list[float]  # how the voices themselves agree
 
 
 def _film_pairs(
     system: System, material: Material, *, places: tuple[int, int] | None = None
 ) -> _Pair:
     """Film pairs; speaker 1 is expected at the left, or where `places` says."""
-    own, cross = [], []
+    own, cross, alike = [], [], []
     for number, scene in enumerate(material.pairs):
         voices = [material.voice(2 * number), material.voice(2 * number + 1)]
         video = system.film(scene, voices, num_frames=SEGMENT_FRAMES, places=places, seed=number)
         for speaker, place in enumerate(places or (0, 1)):
             own.append(follow(video, scene.mouths[place], voices[speaker]))
             cross.append(follow(video, scene.mouths[place], voices[1 - speaker]))
-    return _Pair(own, cross)
+            alike.append(_agree(voices[speaker].opening[:SEGMENT_FRAMES], voices[1 - speaker]))
+    return _Pair(own, cross, alike)
 
 
 def two_speakers(system: System, material: Material) -> list[Row]:
@@ -159,12 +166,14 @@ def two_speakers(system: System, material: Material) -> list[Row]:
     count = len(default.own)
     above = sum(a > b for a, b in zip(default.own, default.cross, strict=True)) / count
     cross, swapped_cross = (abs(statistics.median(pair.cross)) for pair in (default, swapped))
+    chance = abs(statistics.median(default.voices))
     return [
         at_least("two speakers: own voice", statistics.median(default.own), 0.82, count),
         at_most("two speakers: the other's voice", cross, 0.1, count),
         at_least("two speakers: own above other", above, 0.98, count),
         at_least("masks swapped: own voice", statistics.median(swapped.own), 0.75, count),
         at_most("masks swapped: the other's voice", swapped_cross, 0.1, count),
+        Row("two speakers: their voices with each other", chance, "", True, count),
     ]
 
 
@@ -182,7 +191,6 @@ def equal_labels(system: System, material: Material) -> list[Row]:
 
 def painted_wall(system: System, material: Material) -> list[Row]:
     """A prompt that names another wall changes the wall; its own prompt does not."""
-    config = replace(SAMPLING, color_match=0.0)
     gone, stayed = [], []
     for number, scene in enumerate(material.singles):
         start = measures.wall_colour(scene.photo.permute(2, 0, 1) / 255)
@@ -193,7 +201,6 @@ def painted_wall(system: System, material: Material) -> list[Row]:
                 num_frames=SEGMENT_FRAMES,
                 seed=number,
                 prompt=prompt,
-                config=config,
             )
             colour = measures.wall_colour(video[:, -1])
             found.append(measures.towards(colour, start=start, goal=scene.other_colour))
@@ -211,7 +218,7 @@ def long_video(system: System, material: Material) -> list[Row]:
     seams, latents, drift, first, last, nearer = [], [], [], [], [], []
     for number, scene in enumerate(material.singles):
         voice = material.voice(number)
-        video = system.film(scene, [voice], num_frames=LONG_FRAMES, seed=number)
+        video = system.film(scene, [voice], num_frames=LONG_FRAMES, seed=number, config=MATCHED)
         seams += measures.seam_ratios(video, list(_SEAMS))
         latents += measures.seam_ratios(video, list(_SEAMS), every=FRAME_STRIDE)
         photo = scene.photo.permute(2, 0, 1) / 255
@@ -236,12 +243,9 @@ def long_video(system: System, material: Material) -> list[Row]:
 
 def unmatched_colours(system: System, material: Material) -> list[Row]:
     """The colour drift of a long video where nothing holds the colours."""
-    config = replace(SAMPLING, color_match=0.0)
     drift = []
     for number, scene in enumerate(material.singles):
-        video = system.film(
-            scene, [material.voice(number)], num_frames=LONG_FRAMES, seed=number, config=config
-        )
+        video = system.film(scene, [material.voice(number)], num_frames=LONG_FRAMES, seed=number)
         photo = scene.photo.permute(2, 0, 1) / 255
         drift.append(measures.colour_difference(video[:, -1], photo))
     figure = statistics.median(drift)

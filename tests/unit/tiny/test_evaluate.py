@@ -70,7 +70,7 @@ class _Drawn:
 
 def _material(people: int = 1) -> rows.Material:
     return rows.Material(
-        models=Path(), device="cpu",
+        models=Path(),
         singles=draw_scenes(COUNT, people=1) if people == 1 else [],
         pairs=draw_scenes(COUNT, people=2) if people == 2 else [],
         voices=[Voice(track=torch.zeros(1), opening=_curve(seed)) for seed in range(2 * COUNT)],
@@ -195,7 +195,7 @@ def test_command_measures_each_group_on_its_own_number_of_photos(
     class Nothing:
         device = "cpu"
 
-        def __init__(self, models: Path, *, device: str) -> None: ...
+        def __init__(self, models: Path, *, device: str, dtype: torch.dtype) -> None: ...
 
     monkeypatch.setattr(command, "ROWS", {"first": count, "second": count, "last": end})
     monkeypatch.setattr(command, "System", Nothing)
