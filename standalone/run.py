@@ -23,8 +23,10 @@ from torch import Tensor
 if sys.platform != "win32":
     import resource
 
+from ..multitalk_core.attention import Attends
 from ..multitalk_core.audio import Sound, Timeline, arrange, mix, prepare_voice
 from ..multitalk_core.audio_features import audio_features
+from ..multitalk_core.backends import Backend, video_attention
 from ..multitalk_core.config import FPS
 from ..multitalk_core.dit import MultiTalkModel
 from ..multitalk_core.errors import InputError
@@ -63,6 +65,7 @@ class Summary:
         seed: Of the noise.
         device: Where it was computed.
         dtype: In which type.
+        attention: Who computed it among video tokens: `torch`, `flash` or `sage`.
         streamed: Whether the transformer's blocks came from main memory one by one.
         tiled: Whether the VAE worked in tiles.
         timings: Seconds each stage took.
@@ -78,6 +81,7 @@ class Summary:
     seed: int
     device: str
     dtype: str
+    attention: str
     streamed: bool
     tiled: bool
     timings: dict[str, float]
@@ -153,6 +157,7 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
     device = _device(request.device)
     dtype = _dtype(request, device)
     _check_precision(request, device=device, dtype=dtype)
+    attention = video_attention(request.attention, device=device, dtype=dtype)
     watch = _Stopwatch()
     with watch.stage("read"):
         require_target(request.output)
@@ -177,7 +182,9 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
         ) as writer,
     ):
         inputs = _Inputs(scene, speech, text)
-        for frames in _frames(request, models, inputs, device=device, dtype=dtype, on_step=on_step):
+        for frames in _frames(
+            request, models, inputs, attention, device=device, dtype=dtype, on_step=on_step
+        ):
             writer.write(frames)
     return Summary(
         output=str(request.output),
@@ -189,6 +196,7 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
         seed=request.seed,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
+        attention=attention.name,
         streamed=models.placement.plan.streamed,
         tiled=models.placement.plan.tiled,
         timings=watch.seconds,
@@ -356,6 +364,7 @@ def _frames(
     request: Request,
     models: _Models,
     inputs: _Inputs,
+    attention: Backend,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -377,6 +386,7 @@ def _frames(
         dtype=dtype,
         on_step=on_step,
         solver=models.placement.solve,
+        attends=Attends(video=attention.attend),
     )
 
 
