@@ -111,11 +111,12 @@ class _Text(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """What a video is made from, ready for the model."""
+    """What a video is made from, ready for the model, and who computes its attention."""
 
     scene: _Scene
     speech: Speech
     text: _Text
+    attention: Backend
 
 
 class _Models(NamedTuple):
@@ -181,10 +182,8 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
             sample_rate=voices.sound.sample_rate,
         ) as writer,
     ):
-        inputs = _Inputs(scene, speech, text)
-        for frames in _frames(
-            request, models, inputs, attention, device=device, dtype=dtype, on_step=on_step
-        ):
+        inputs = _Inputs(scene, speech, text, attention)
+        for frames in _frames(request, models, inputs, device=device, dtype=dtype, on_step=on_step):
             writer.write(frames)
     return Summary(
         output=str(request.output),
@@ -364,7 +363,6 @@ def _frames(
     request: Request,
     models: _Models,
     inputs: _Inputs,
-    attention: Backend,
     *,
     device: torch.device,
     dtype: torch.dtype,
@@ -386,7 +384,7 @@ def _frames(
         dtype=dtype,
         on_step=on_step,
         solver=models.placement.solve,
-        attends=Attends(video=attention.attend),
+        attends=Attends(video=inputs.attention.attend),
     )
 
 
