@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
+from .attention import PLAIN, Attends
 from .audio_tokens import window_features
 from .color import match_color
 from .conditioning import condition_segment, draw_noise
@@ -115,6 +116,7 @@ def generate(
     on_step: Callable[[Step], None] | None = None,
     segment_plan: SegmentPlan | None = None,
     solver: Solver = solve,
+    attends: Attends = PLAIN,
 ) -> Iterator[Tensor]:
     """Generate a talking video, segment by segment.
 
@@ -137,6 +139,7 @@ def generate(
         on_step: Called after every step; may raise to cancel.
         segment_plan: Another division into segments, for comparisons with upstream.
         solver: How noise becomes latents; upstream's Euler steps unless another is given.
+        attends: Who computes the transformer's attention; torch unless others are given.
 
     Yields:
         After each segment the frames that are final, `(3, T, H, W)` float32 on the CPU in [-1, 1],
@@ -177,6 +180,7 @@ def generate(
             negative_text=None if negative_text is None else negative_text.to(device, dtype),
             token_masks=None if token_masks is None else token_masks.to(device),
             audio_strength=config.audio_strength,
+            attends=attends,
         )
         latents = solver(
             noise,

@@ -17,11 +17,13 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import pad
 
+from .attention import PLAIN, Attends
 from .conditioning import Condition, Motion
 from .config import SamplingConfig
 from .dit import MultiTalkModel
 from .errors import MultiTalkError
 from .guidance import Guidance, Pass
+from .hooks import Hooks
 from .memory import Memory
 from .schedule import clean_estimate, euler_step, moment, timesteps
 from .step_cache import StepCache
@@ -55,6 +57,7 @@ class SegmentModel:
         negative_text: Encoded negative prompt, if any pass needs one.
         token_masks: Where each speaker is on the token grid, `(S + 1, h / 2 * w / 2)`, if needed.
         audio_strength: Multiplier of what the voices add.
+        attends: Who computes attention.
     """
 
     index: int
@@ -65,6 +68,7 @@ class SegmentModel:
     negative_text: Tensor | None
     token_masks: Tensor | None
     audio_strength: float
+    attends: Attends = PLAIN
 
     def velocities(self) -> Velocities:
         """Give the model as a function; it hears the voices once, here.
@@ -76,6 +80,7 @@ class SegmentModel:
         voices = self.transformer.project_audio(self.windows)
         silence = self.transformer.project_audio(silent(self.windows))
         memories: dict[tuple[Pass, ...], Memory] = {}
+        hooks = Hooks(attends=self.attends)
 
         def predict(latents: Tensor, timestep: float, passes: Sequence[Pass]) -> list[Tensor]:
             count = len(passes)
@@ -88,6 +93,7 @@ class SegmentModel:
                 audio=_heard([voices if one.voice else silence for one in passes]),
                 token_masks=self.token_masks,
                 audio_strength=self.audio_strength,
+                hooks=hooks,
                 memory=memories.setdefault(tuple(passes), Memory(max_bytes=_MEMORY_BYTES)),
             )
             return list(velocity.float().chunk(count))

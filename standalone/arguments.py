@@ -98,6 +98,7 @@ def build_request(options: argparse.Namespace) -> Request:
         dtype=options.dtype,
         offload=options.offload,
         precision=options.precision,
+        attention=options.attention,
         output=options.output,
     )
 
@@ -263,6 +264,13 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         choices=("exact", "int8"),
         default="exact",
         help="int8 multiplies in 8 bits: faster, and less exact",
+    )
+    add(
+        "--attention",
+        choices=("auto", "torch", "flash", "sage"),
+        default="auto",
+        help="among the video's tokens; flash is flash-attn-4, which auto takes on a Hopper card "
+        "that has it; sage is SageAttention, less exact",
     )
     add("--json", action="store_true", help="write a summary as JSON to standard output")
     add("--quiet", action="store_true", help="no progress bar")  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from ..multitalk_core.backends import AttentionName
 from ..multitalk_core.config import Method, SamplingConfig
 from ..multitalk_core.geometry import Box, Resolution, Size
 from ..wan_gguf_loader.ops import Precision
@@ -79,6 +80,7 @@ class Request:
         dtype: `float32` or `bfloat16`; `None` takes bfloat16 on a card and float32 on a CPU.
         offload: Whether the transformer's blocks are streamed from main memory.
         precision: How the transformer's large layers multiply.
+        attention: Who computes the attention among video tokens.
         output: The video file.
     """
 
@@ -95,6 +97,7 @@ class Request:
     dtype: Literal["float32", "bfloat16"] | None
     offload: Offload
     precision: Precision
+    attention: AttentionName
     output: Path
 
 

@@ -23,8 +23,10 @@ from torch import Tensor
 if sys.platform != "win32":
     import resource
 
+from ..multitalk_core.attention import Attends
 from ..multitalk_core.audio import Sound, Timeline, arrange, mix, prepare_voice
 from ..multitalk_core.audio_features import audio_features
+from ..multitalk_core.backends import Backend, video_attention
 from ..multitalk_core.config import FPS
 from ..multitalk_core.dit import MultiTalkModel
 from ..multitalk_core.errors import InputError
@@ -63,6 +65,7 @@ class Summary:
         seed: Of the noise.
         device: Where it was computed.
         dtype: In which type.
+        attention: Who computed it among video tokens: `torch`, `flash` or `sage`.
         streamed: Whether the transformer's blocks came from main memory one by one.
         tiled: Whether the VAE worked in tiles.
         timings: Seconds each stage took.
@@ -78,6 +81,7 @@ class Summary:
     seed: int
     device: str
     dtype: str
+    attention: str
     streamed: bool
     tiled: bool
     timings: dict[str, float]
@@ -107,11 +111,12 @@ class _Text(NamedTuple):
 
 
 class _Inputs(NamedTuple):
-    """What a video is made from, ready for the model."""
+    """What a video is made from, ready for the model, and who computes its attention."""
 
     scene: _Scene
     speech: Speech
     text: _Text
+    attention: Backend
 
 
 class _Models(NamedTuple):
@@ -153,6 +158,7 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
     device = _device(request.device)
     dtype = _dtype(request, device)
     _check_precision(request, device=device, dtype=dtype)
+    attention = video_attention(request.attention, device=device, dtype=dtype)
     watch = _Stopwatch()
     with watch.stage("read"):
         require_target(request.output)
@@ -176,7 +182,7 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
             sample_rate=voices.sound.sample_rate,
         ) as writer,
     ):
-        inputs = _Inputs(scene, speech, text)
+        inputs = _Inputs(scene, speech, text, attention)
         for frames in _frames(request, models, inputs, device=device, dtype=dtype, on_step=on_step):
             writer.write(frames)
     return Summary(
@@ -189,6 +195,7 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
         seed=request.seed,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
+        attention=attention.name,
         streamed=models.placement.plan.streamed,
         tiled=models.placement.plan.tiled,
         timings=watch.seconds,
@@ -377,6 +384,7 @@ def _frames(
         dtype=dtype,
         on_step=on_step,
         solver=models.placement.solve,
+        attends=Attends(video=inputs.attention.attend),
     )
 
 

@@ -53,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds=options.seconds,
         repeats=options.repeats,
     )
-    facts = machine(device) | {"computes in": str(bench.dtype).removeprefix("torch.")}
+    facts = machine(device) | {
+        "computes in": str(bench.dtype).removeprefix("torch."),
+        "attention of the models": bench.attention.name,
+    }
     report = Report(machine=facts, scale=str(scale), path=path)
     with torch.no_grad():
         for name in options.tables or TABLES:

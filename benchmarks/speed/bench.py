@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...multitalk_core.attention import IMAGE_TOKENS
+from ...multitalk_core.attention import IMAGE_TOKENS, Attends
+from ...multitalk_core.backends import Backend, video_attention
 from ...multitalk_core.config import AUDIO_WINDOW, AudioConfig
 from ...multitalk_core.dit import MultiTalkModel
+from ...multitalk_core.hooks import Hooks
 from .flops import Flops, Rates, forward_flops
 from .scales import Scale
 
@@ -63,6 +65,16 @@ class Bench:
         assert self.scale.config.audio is not None
         return self.scale.config.audio
 
+    @property
+    def attention(self) -> Backend:
+        """Who computes the attention among video tokens: the one that the command would take."""
+        return video_attention("auto", device=self.device, dtype=self.dtype)
+
+    @property
+    def attends(self) -> Attends:
+        """Who computes each attention."""
+        return Attends(video=self.attention.attend)
+
     def generator(self, seed: int = 0) -> torch.Generator:
         """Make a source of random numbers on the device."""
         return torch.Generator(self.device).manual_seed(seed)
@@ -104,6 +116,7 @@ class Bench:
             "image": self.image(),
             "audio": model.project_audio(self.windows(num_speakers)),
             "token_masks": self.token_masks(num_speakers),
+            "hooks": Hooks(attends=self.attends),
         }
 
 

@@ -117,6 +117,7 @@ def _video(bench: Bench, model: MultiTalkModel, *, segments: int) -> None:
         generator=generator,
         device=bench.device,
         dtype=bench.dtype,
+        attends=bench.attends,
     )
     count = sum(part.shape[1] for part in frames)
     if count != num_frames:

@@ -57,6 +57,7 @@ def sample(
         negative_text=negative,
         token_masks=bench.token_masks(num_speakers),
         audio_strength=1.0,
+        attends=bench.attends,
     )
     ends = [now(bench.device)]
     latents = solve(

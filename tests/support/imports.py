@@ -23,6 +23,7 @@ _STDLIB_ONLY = frozenset({"errors", "config", "geometry", "segments"})
 _CORE_EXTRAS = {
     "audio": {"numpy", "librosa", "pyloudnorm"},
     "audio_features": {"transformers"},
+    "backends": {"flash_attn", "sageattention"},
     "weights": {"safetensors"},
 }
 # Low to high; a module may import its own level and those below.
@@ -32,7 +33,7 @@ _CORE_LEVELS = (
     {"image", "color", "audio", "masks", "lrope", "seams", "kernels", "memory"},
     {"elementwise"},
     {"attention", "audio_features", "audio_tokens"},
-    {"hooks"},
+    {"hooks", "backends"},
     {"dit", "schedule", "guidance", "identify", "weights"},
     {"conditioning", "step_cache", "sampler"},
     {"pipeline"},

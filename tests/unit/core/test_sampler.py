@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from comfyui_multitalk.multitalk_core import pipeline
+from comfyui_multitalk.multitalk_core.attention import Attends, attend
 from comfyui_multitalk.multitalk_core.conditioning import Motion, draw_noise
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
 from comfyui_multitalk.multitalk_core.errors import MultiTalkError
@@ -196,6 +197,19 @@ def test_solvers_latents_and_steps_are_the_videos() -> None:
     assert [(s.segment, s.step, s.num_steps) for s in steps] == [
         (segment, step, 3) for segment in range(2) for step in range(3)
     ]
+
+
+def test_generate_has_the_video_attended_by_whom_it_is_given() -> None:
+    batches: list[int] = []
+
+    def recording(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batches.append(q.shape[0])
+        return attend(q, k, v)
+
+    watched = video(attends=Attends(video=recording))
+    steps = 2 * SAMPLING.steps  # of two segments; the three passes are one part
+    assert batches == [3] * (steps * CONFIG.num_layers)
+    assert torch.equal(watched, video())
 
 
 def test_silence_is_one_stream() -> None:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from comfyui_multitalk.multitalk_core.attention import attend
+from comfyui_multitalk.multitalk_core.backends import Backend
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.geometry import Size
 from comfyui_multitalk.multitalk_core.pipeline import Step
@@ -80,6 +83,27 @@ def test_run_reports_the_plan_that_it_followed(
     monkeypatch.setattr(command, "_plan", lambda *_, **__: TILED)
     summary = command.run(request_of())
     assert (summary.streamed, summary.tiled) == (True, True)
+
+
+def test_run_has_the_attention_that_was_asked_for(
+    request_of: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    tokens: list[int] = []
+
+    def recording(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tokens.append(q.shape[1])
+        return attend(q, k, v)
+
+    def choose(*given: Any, **where: Any) -> Backend:
+        asked.append((*given, *where.values()))
+        return Backend("found", recording)
+
+    monkeypatch.setattr(command, "video_attention", choose)
+    summary = command.run(request_of(attention="sage"))
+    assert asked == [("sage", torch.device("cpu"), torch.float32)]
+    assert set(tokens) == {3 * 2 * 2}  # 9 frames of 32x32
+    assert summary.attention == "found"
 
 
 def _peak(request: Request, num_segments: int) -> int:
