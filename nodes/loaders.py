@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from comfy_api.latest import io
 
+from ..wan_gguf_loader.ops import Precision
 from .host import folders, speech, text, vision
 from .host.model import load_adapter, load_base
 from .sockets import Wav2Vec2
@@ -34,6 +37,17 @@ class LoadWan(io.ComfyNode):
                         "models/unet. Q4_K_M takes 11 GB of main memory."
                     ),
                 ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(get_args(Precision)),
+                    default="exact",
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "int8 multiplies the large layers, and those of the adapter, in 8 bits: "
+                        "faster, and a little less exact. Needs bfloat16 or float16."
+                    ),
+                ),
             ],
             outputs=[io.Model.Output(tooltip="To Load MultiTalk Adapter, or to KSampler.")],
         )
@@ -43,8 +57,8 @@ class LoadWan(io.ComfyNode):
         return folders.BASE.check(base)
 
     @classmethod
-    def execute(cls, base: str) -> io.NodeOutput:
-        return io.NodeOutput(load_base(folders.BASE.path(base)))
+    def execute(cls, base: str, precision: Precision = "exact") -> io.NodeOutput:
+        return io.NodeOutput(load_base(folders.BASE.path(base), precision=precision))
 
 
 class LoadAdapter(io.ComfyNode):

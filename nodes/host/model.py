@@ -21,6 +21,7 @@ from ...multitalk_core.errors import InputError
 from ...multitalk_core.identify import FileKind, identify, require
 from ...multitalk_core.weights import audio_config, model_config
 from ...wan_gguf_loader.files import WeightsFile, open_weights
+from ...wan_gguf_loader.int8 import multiplies_int8
 from ...wan_gguf_loader.load import load_weights
 from ...wan_gguf_loader.ops import Precision
 from .dit import HostMultiTalk
@@ -93,9 +94,12 @@ def load_base(path: Path, *, precision: Precision = "exact") -> Any:
         precision: How its large layers multiply, and the adapter's after them.
 
     Raises:
+        InputError: If this ComfyUI cannot compute in that precision.
         WeightsError: If the file is something else.
         GGUFError: If it cannot be read.
     """
+    dtype = compute_dtype()
+    _require_precision(precision, dtype)
     with open_weights(path) as file:
         require(
             identify(file.shapes),
@@ -104,7 +108,7 @@ def load_base(path: Path, *, precision: Precision = "exact") -> Any:
             place="Load Wan2.1 (GGUF)",
         )
         config = model_config(file.shapes, num_heads=file.num_heads, source=path.name)
-        net = HostMultiTalk(config, dtype=compute_dtype(), precision=precision, adapter=path.name)
+        net = HostMultiTalk(config, dtype=dtype, precision=precision, adapter=path.name)
         load_weights(net, [file])
     adopt(net)
     _log.info("%s: %d blocks of width %d", path.name, config.num_layers, config.dim)
@@ -163,6 +167,16 @@ def compute_dtype() -> torch.dtype:
     if comfy.model_management.should_use_bf16(device):
         return torch.bfloat16
     return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
+
+
+def _require_precision(precision: Precision, dtype: torch.dtype) -> None:
+    device = comfy.model_management.get_torch_device()
+    if precision == "int8" and (dtype == torch.float32 or not multiplies_int8(device)):
+        raise InputError(
+            f"The precision int8 does not work here: ComfyUI computes on {device} in "
+            f"{str(dtype).removeprefix('torch.')}, and int8 needs bfloat16 or float16 on a card of "
+            "Turing or newer. Choose the precision exact."
+        )
 
 
 def _load_audio_branch(net: HostMultiTalk, file: WeightsFile, *, base: HostMultiTalk) -> None:

@@ -39,6 +39,15 @@ def test_model_of_another_loader_is_refused_with_the_fix(measured: Measured) -> 
     assert "Load the base with Load Wan2.1 (GGUF)" in measured["model"]["foreign_model"]
 
 
+def test_int8_layers_are_those_of_the_command(measured: Measured) -> None:
+    assert measured["int8"]["as_the_command"]
+    assert 0.001 < measured["int8"]["off_from_exact"] < 0.02
+
+
+def test_int8_is_refused_where_comfyui_computes_in_float32(measured: Measured) -> None:
+    assert "Choose the precision exact" in measured["int8"]["refused"]
+
+
 def test_lora_on_packed_weights_equals_lora_on_decoded_ones(measured: Measured) -> None:
     lora = measured["lora"]
     assert lora["patched"] > 0

@@ -34,7 +34,8 @@ _CORE_LEVELS = (
     {"elementwise"},
     {"attention", "audio_features", "audio_tokens"},
     {"hooks", "backends"},
-    {"dit", "schedule", "guidance", "identify", "weights"},
+    {"block", "schedule", "guidance", "identify", "weights"},
+    {"dit"},
     {"conditioning", "step_cache", "sampler"},
     {"pipeline"},
 )

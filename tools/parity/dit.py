@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ...multitalk_core.attention import AudioAttention, SelfAttended, SelfAttention, reference_map
 from ...multitalk_core.audio_tokens import first_frame
+from ...multitalk_core.block import Block
 from ...multitalk_core.config import AudioConfig, ModelConfig
-from ...multitalk_core.dit import Block, MultiTalkModel
+from ...multitalk_core.dit import MultiTalkModel
 from ...multitalk_core.elementwise import normalize
 from ...multitalk_core.lrope import audio_positions
 from .golden import GoldenFile, Row, largest_error, require_rows, row

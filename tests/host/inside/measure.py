@@ -36,9 +36,12 @@ from safetensors.torch import save_file
 
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.nodes.host import folders, model, text, vision
+from comfyui_multitalk.nodes.host.layers import HostOps, adopt
 from comfyui_multitalk.nodes.host.session import Session
 from comfyui_multitalk.standalone import encoders
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
+from comfyui_multitalk.wan_gguf_loader.int8 import quantize_rows
+from comfyui_multitalk.wan_gguf_loader.ops import GGUFOps
 
 
 def native_model(scene: Scene) -> dict[str, Any]:
@@ -59,6 +62,35 @@ def native_model(scene: Scene) -> dict[str, Any]:
         "adapter_shares": weight.data_ptr() == comfy.utils.get_attr(talking.model, KEY).data_ptr(),
         "packed_dtype": str(weight.dtype),
         "foreign_model": refused,
+    }
+
+
+def int8(_scene: Scene) -> dict[str, Any]:
+    """Products in int8: ComfyUI's layers against the command's; refused where all is float32."""
+    tokens = torch.randn(1, 1024, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    weight, bias = torch.randn(48, 64), torch.randn(48)
+    outputs = []
+    for make in (HostOps, GGUFOps):
+        for precision in ("int8", "exact"):
+            layer = make(precision=precision).Linear(64, 48)
+            layer.store_weight(weight, "F32")
+            layer.bias = bias
+            if make is HostOps:
+                adopt(torch.nn.Sequential(layer))
+            outputs.append(layer(tokens))
+            rounded = layer(quantize_rows(tokens)) if precision == "int8" else outputs[-1]
+            assert rounded.dtype == tokens.dtype
+            outputs[-1] = torch.stack((outputs[-1], rounded))
+    ours, exact, theirs, _ = outputs
+    refused = ""
+    try:
+        model.load_base(BASE, precision="int8")
+    except InputError as error:
+        refused = str(error)
+    return {
+        "as_the_command": torch.equal(ours, theirs),
+        "off_from_exact": distance(ours, exact),
+        "refused": refused,
     }
 
 
@@ -316,6 +348,7 @@ def main() -> None:
     logging.getLogger().setLevel(logging.WARNING)
     parts: dict[str, Callable[[Scene], dict[str, Any]]] = {
         "model": native_model,
+        "int8": int8,
         "lora": lora,
         "plain": plain_base,
         "text": text_encoder,
