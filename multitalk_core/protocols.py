@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -97,7 +97,7 @@ class TorchOps:
     """Plain torch layers that compute in their input's dtype, for models that are not quantised."""
 
     Linear = _CastingLinear
-    feed: Feed | None = None
+    feed: ClassVar[Feed | None] = None
 
     @staticmethod
     def hold(layers: nn.Module) -> AbstractContextManager[None]:

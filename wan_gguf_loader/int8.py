@@ -70,7 +70,8 @@ def takes(x: Tensor) -> bool:
 def quantize_rows(x: Tensor) -> Int8Rows:
     """Round `(..., K)`; the largest number of each row becomes 127."""
     if (kernels := triton_kernels("int8", x)) is not None:
-        return Int8Rows(*kernels.quantize_rows(x), dtype=x.dtype)
+        values, scale = kernels.quantize_rows(x)
+        return Int8Rows(values, scale, x.dtype)
     return _round(x.float(), dtype=x.dtype)
 
 
@@ -99,9 +100,8 @@ class Int8Feed:
     def normalize(x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Int8Rows:
         """Round `layer_norm(x) * gain + shift` of tokens `(B, N, D)`; see core's `elementwise`."""
         if (kernels := triton_kernels("int8", x)) is not None:
-            return Int8Rows(
-                *kernels.normalize_rows(x, gain=gain, shift=shift, eps=eps), dtype=x.dtype
-            )
+            values, scale = kernels.normalize_rows(x, gain=gain, shift=shift, eps=eps)
+            return Int8Rows(values, scale, x.dtype)
         normed = functional.layer_norm(x.float(), x.shape[-1:], eps=eps)
         return _round(torch.addcmul(shift.float(), normed, gain.float()), dtype=x.dtype)
 
@@ -109,7 +109,8 @@ class Int8Feed:
     def gelu(x: Tensor) -> Int8Rows:
         """Round the tanh approximation of GELU of `(..., K)`."""
         if (kernels := triton_kernels("int8", x)) is not None:
-            return Int8Rows(*kernels.gelu_rows(x), dtype=x.dtype)
+            values, scale = kernels.gelu_rows(x)
+            return Int8Rows(values, scale, x.dtype)
         return _round(functional.gelu(x.float(), approximate="tanh"), dtype=x.dtype)
 
 
