@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ _VIDEO = """() => { const v = [...document.querySelectorAll('video')].find(v => 
     return v && v.readyState > 0 ? [v.src, v.videoWidth, v.videoHeight, v.duration] : null }"""
 _RED = """app.graph.nodes.filter(n => n.has_errors
     || n.id == app.lastExecutionError?.node_id).map(n => n.type)"""
+_DETAILS = re.compile("View details|See Errors")  # the newest pages, and that of ComfyUI 0.23
 _BARE = """() => { for (const name of ['Comfy.Minimap.Visible', 'Comfy.Graph.CanvasInfo'])
     app.ui.settings.setSettingValue(name, false) }"""
 
@@ -153,7 +155,7 @@ class GraphPage:
 
     def details(self) -> str:
         """Open the details of the error that the page announces; give all the page's text."""
-        self.page.get_by_role("button", name="View details").last.click()
+        self.page.get_by_role("button", name=_DETAILS).last.click()
         self.page.wait_for_timeout(700)
         return str(self.page.evaluate("document.body.innerText"))
 
