@@ -107,7 +107,7 @@ class Block(nn.Module):
         rotation: Rotation,
         *,
         parts: Sequence[Part],
-        audio_strength: float = 1.0,
+        audio_strength: Tensor | float = 1.0,
         hooks: Hooks = NO_HOOKS,
         recalls: Sequence[Recall],
     ) -> Tensor:
@@ -119,7 +119,8 @@ class Block(nn.Module):
             context: Image and text tokens, `(B, 257 + text_len, dim)`.
             rotation: Of every video token.
             parts: The batch in parts; one alone where gradients are recorded.
-            audio_strength: Multiplier of what the voices add.
+            audio_strength: Multiplier of what the voices add; as a tensor `()` in main memory it is
+                none for which torch would compile the block anew.
             hooks: What a host does inside.
             recalls: Of the keys and values, one for each part.
 
@@ -162,7 +163,7 @@ class Block(nn.Module):
         parts: Sequence[Part],
         looks: Sequence[Tensor | None],
         *,
-        strength: float,
+        strength: Tensor | float,
         hooks: Hooks,
         recalls: Sequence[Recall],
     ) -> Tensor:

@@ -201,11 +201,12 @@ class MultiTalkModel(nn.Module):
         rotation = grid_rotation(
             grid, head_dim=self.config.head_dim, device=x.device, placement=hooks.placement
         )
+        strength = torch.tensor(audio_strength, device="cpu")
         for index, block in enumerate(self.blocks):
             run = functools.partial(
                 block,
                 parts=parts,
-                audio_strength=audio_strength,
+                audio_strength=strength,
                 hooks=hooks,
                 recalls=_recalls(memory, index, num_parts=len(parts)),
             )

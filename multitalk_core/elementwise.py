@@ -93,13 +93,14 @@ def add(x: Tensor, y: Tensor, *, gate: Tensor | float = 1.0) -> Tensor:
     Args:
         x: Tokens, `(B, N, D)`.
         y: What is added, likewise.
-        gate: A number, or `(B, 1, D)` float32.
+        gate: A number, also as a tensor `()` in main memory, or `(B, 1, D)` float32.
     """
     if torch.is_grad_enabled():
-        scaled = torch.addcmul(x, y, gate) if isinstance(gate, Tensor) else x + y * gate
-        return scaled.to(x.dtype)
-    if not isinstance(gate, Tensor):
-        return x.add_(y, alpha=gate)
+        return (x + y * gate).to(x.dtype)
+    if not isinstance(gate, Tensor) or gate.ndim == 0:
+        # Torch's compiler must not read the number, or it would compile anew for another.
+        compiling = torch.compiler.is_compiling()
+        return x.add_(y * gate) if compiling else x.add_(y, alpha=float(gate))
     kernels = _kernels(x)
     # A host may put tokens of any layout between blocks; the kernel counts along memory.
     if kernels is not None and x.is_contiguous() and y.is_contiguous():

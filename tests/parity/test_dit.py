@@ -9,11 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from comfyui_multitalk.multitalk_core.config import ModelConfig
 from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_inputs, small_model
-from comfyui_multitalk.tools.parity.dit import compare, load_model, record
-from comfyui_multitalk.tools.parity.golden import GoldenFile
+from comfyui_multitalk.tools.parity.dit import (
+    TOLERANCE,
+    compare,
+    load_model,
+    record,
+    token_masks,
+)
+from comfyui_multitalk.tools.parity.golden import GoldenFile, largest_error
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = ["dit_tiny_single.safetensors", "dit_tiny_two_speakers.safetensors"]
@@ -45,6 +53,42 @@ def test_dit_half_precision_stays_near_upstream(
     theirs = file.get("out.x")
     assert velocity.dtype == dtype
     assert (velocity.float() - theirs).norm() / theirs.norm() < tolerance
+
+
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_compiled_blocks_match_upstream_and_are_compiled_once() -> None:
+    """One graph for all blocks, noises, steps, strengths and segments."""
+    torch._dynamo.reset()
+    file = GoldenFile(GOLDEN / FILES[1])
+    model = load_model(file)
+    compiler = CompileCounterWithBackend("inductor")
+    for block in model.blocks:
+        block.compile(backend=compiler, fullgraph=True, dynamic=False)
+    latents, time, windows = file.get("in.x").unsqueeze(0), file.get("in.t"), file.get("in.audio")
+
+    def predict(
+        latents: Tensor, time: Tensor, windows: Tensor, audio_strength: float = 1.0
+    ) -> Tensor:
+        velocity: Tensor = model(
+            latents,
+            time,
+            condition=file.get("in.y"),
+            text=file.get("in.context").unsqueeze(0),
+            image=file.get("in.clip_fea"),
+            audio=model.project_audio(windows),
+            token_masks=token_masks(file.get("in.ref_target_masks")),
+            audio_strength=audio_strength,
+        )
+        return velocity
+
+    theirs = file.get("out.x")
+    ours = predict(latents, time, windows)
+    assert largest_error(ours, theirs) < TOLERANCE
+    changed = predict(latents.flip(2), time / 2, windows.flip(1), 0.5)
+    assert not torch.allclose(changed, ours)
+    assert not torch.allclose(predict(latents.flip(2), time / 2, windows.flip(1), 0.7), changed)
+    assert compiler.frame_count == 1
 
 
 def _save_run(
