@@ -25,7 +25,7 @@ from ..multitalk_core.guidance import Pass
 from ..multitalk_core.sampler import SegmentModel, Velocities, solve
 from ..tools.evaluate_tiny.rows import follow
 from ..tools.evaluate_tiny.scenes import Scene, Voice, cut_voices, draw_scenes
-from ..tools.evaluate_tiny.system import SAMPLING, SEGMENT_FRAMES, System
+from ..tools.evaluate_tiny.system import MATCHED, SEGMENT_FRAMES, System
 from ..tools.train_tiny.voices import load_voices
 
 MODES: dict[str, dict[str, float]] = {
@@ -116,12 +116,12 @@ def main() -> None:
     models = Path(__file__).resolve().parents[1] / "models" / "tiny"
     parser.add_argument("--clips", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--shift", type=float, default=SAMPLING.shift)
+    parser.add_argument("--shift", type=float, default=MATCHED.shift)
     parser.add_argument("--text-guidance", type=float, default=2.0)
     parser.add_argument("--audio-guidance", type=float, default=2.0)
     options = parser.parse_args()
     config = replace(
-        SAMPLING,
+        MATCHED,
         steps=options.steps,
         shift=options.shift,
         text_guidance=options.text_guidance,

@@ -5,6 +5,8 @@ which L-RoPE takes its labels. Follows `WanSelfAttention` and `WanI2VCrossAttent
 `wan/modules/multitalk_model.py`, `SingleStreamMutiAttention` in `wan/modules/attention.py` and
 `get_attn_map_with_target` in `wan/utils/multitalk_utils.py`.
 
+What `x` the modules get may be in the form that their layers' `Feed` gives, in place of a tensor.
+
 Departures: the reference map averages all heads (upstream drops the last of an odd count), its
 softmax is float32 in any precision, it is computed only when two speakers are present, by attention
 that never holds its scores, and a region without tokens wins no token (upstream: NaN everywhere).

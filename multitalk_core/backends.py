@@ -29,6 +29,9 @@ AttentionName = Literal["auto", "torch", "flash", "sage"]
 _FASTER_WITH_FLASH = 9
 """Major compute capability of Hopper: 686 against 585 TFLOP/s on an H100. Others: not measured."""
 
+_FAILURES = (ImportError, OSError, AttributeError, TypeError, ValueError, RuntimeError)
+"""What a package raises that does not fit this machine."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -72,10 +75,12 @@ def video_attention(
         if not works or not _is_faster_with_flash(device, capability):
             return _TORCH
         try:
-            return _load("flash")
-        except (ImportError, OSError) as reason:
-            _log.info("flash-attn-4 would be faster here, but cannot be imported: %s", reason)
+            backend = _load("flash")
+            _try(backend, device=device, dtype=dtype)
+        except _FAILURES as reason:
+            _log.info("flash-attn-4 would be faster here, but does not work: %s", reason)
             return _TORCH
+        return backend
     if name == "torch":
         return _TORCH
     if not works:
@@ -97,7 +102,13 @@ def video_attention(
 
 def _is_faster_with_flash(device: torch.device, capability: tuple[int, int] | None) -> bool:
     major, _ = capability or torch.cuda.get_device_capability(device)
-    return major == _FASTER_WITH_FLASH
+    return major == _FASTER_WITH_FLASH and torch.version.hip is None
+
+
+def _try(backend: Backend, *, device: torch.device, dtype: torch.dtype) -> None:
+    """Call it once: a package whose compiler is of another version fails only then."""
+    tokens = torch.zeros(1, 128, 1, 128, device=device, dtype=dtype)
+    backend.attend(tokens, tokens, tokens)
 
 
 def _load(name: str) -> Backend:

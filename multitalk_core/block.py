@@ -46,10 +46,20 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm of `(B, N, D)` in float32, weights of any dtype; the result has the input's.
 
     Attributes:
-        feed: Makes the form that the next layers take it in.
+        feed: Makes the form that the next layers take it in, in place of a tensor.
     """
 
-    feed: Feed | None = None
+    def __init__(
+        self,
+        dim: int,
+        *,
+        eps: float,
+        elementwise_affine: bool = True,
+        device: Device = None,
+        feed: Feed | None = None,
+    ) -> None:
+        super().__init__(dim, eps=eps, elementwise_affine=elementwise_affine, device=device)
+        self.feed = feed
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last axis."""
@@ -62,7 +72,7 @@ class GELU(nn.Module):
     """The tanh approximation, in place where no gradient is recorded.
 
     Attributes:
-        feed: Makes the form that the next layer takes it in.
+        feed: Makes the form that the next layer takes it in, in place of a tensor.
     """
 
     def __init__(self, feed: Feed | None = None) -> None:
@@ -82,8 +92,7 @@ class Block(nn.Module):
         dim, eps = config.dim, config.eps
         self._hold, self._feed = ops.hold, ops.feed
         self.self_attn = SelfAttention(config, ops=ops, device=device)
-        self.norm3 = LayerNorm(dim, eps=eps, device=device)
-        self.norm3.feed = ops.feed
+        self.norm3 = LayerNorm(dim, eps=eps, device=device, feed=ops.feed)
         self.cross_attn = CrossAttention(config, ops=ops, device=device)
         self.ffn = nn.Sequential(
             ops.Linear(dim, config.ffn_dim, device=device),
@@ -96,8 +105,7 @@ class Block(nn.Module):
             self.audio_cross_attn = AudioAttention(config, config.audio, ops=ops, device=device)
             self.norm_x: nn.Module = nn.Identity()
             if config.audio.norm_visual:
-                self.norm_x = LayerNorm(dim, eps=eps, device=device)
-                self.norm_x.feed = ops.feed
+                self.norm_x = LayerNorm(dim, eps=eps, device=device, feed=ops.feed)
 
     def forward(
         self,

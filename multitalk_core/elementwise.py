@@ -32,7 +32,7 @@ def normalize(
         gain: `(D,)` for all, or `(B, 1, D)` for each entry of the batch.
         shift: Likewise.
         eps: Of the norm.
-        feed: Makes the form that the layers take the result in, if not as a tensor.
+        feed: Makes the form that the next layers take the result in; it is then that form.
     """
     result: Tensor
     if feed is not None and feed.takes(x):

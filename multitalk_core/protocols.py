@@ -64,7 +64,7 @@ class Feed(Protocol):
 
 
 class Ops(Protocol):
-    """Layer classes a model is built from; `torch.nn` itself is the plainest set."""
+    """Layer classes a model is built from; `TorchOps` is the plainest set."""
 
     @property
     def Linear(self) -> Any:  # noqa: N802  (named as torch.nn names it)

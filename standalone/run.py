@@ -227,8 +227,8 @@ def _check_precision(request: Request, *, device: torch.device, dtype: torch.dty
     if request.precision == "int8" and (dtype == torch.float32 or not multiplies_int8(device)):
         raise InputError(
             f"The precision int8 does not work on {device} in {str(dtype).removeprefix('torch.')}: "
-            "it needs bfloat16 or float16, and a CUDA card of Turing or newer or the CPU. Give "
-            "--dtype bfloat16, or leave out --precision."
+            "it needs bfloat16, on the CPU or a CUDA card of Turing or newer. Give --dtype "
+            "bfloat16 on such a device, or leave out --precision."
         )
 
 

@@ -10,6 +10,7 @@ installed, with the same results.
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
@@ -82,9 +83,7 @@ def triton_kernels(name: str, tensor: Tensor) -> Any | None:
     """
     if not tensor.is_cuda or torch.compiler.is_compiling() or not _has_triton():
         return None
-    from .kernels import dequant, int8  # Triton may be missing
-
-    return {"dequant": dequant, "int8": int8}[name]
+    return importlib.import_module(f".kernels.{name}", __package__)
 
 
 @functools.cache

@@ -14,6 +14,8 @@ Turing on and CPUs have.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +26,10 @@ from .dequant import triton_kernels
 
 LARGEST = 127
 LEAST_ROWS = 1024
-"""Fewer rows stay exact: the layers of time, text and photo, where nothing would be gained."""
+"""Sequences of fewer rows stay exact: the layers of time, text, photo and voices, where nothing
+would be gained."""
+_ROWS_AT_ONCE = 2048
+"""So many rows are worked on at once where no kernel does it: what lies in between is float32."""
 
 _LEAST = 1e-12  # of a row of zeros, whose scale must not be 0
 
@@ -56,15 +61,18 @@ class Int8Rows:
 
 def multiplies_int8(device: torch.device) -> bool:
     """Tell whether a device multiplies int8 matrices."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (7, 5)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (7, 5)
+    return device.type == "cpu"
 
 
 def takes(x: Tensor) -> bool:
-    """Tell whether a tensor is to be rounded: it has many rows, and is not float32.
+    """Tell whether a tensor `(..., N, K)` is to be rounded: it has many rows, and is not float32.
 
-    A model asks for float32 where it needs it.
+    A model asks for float32 where it needs it. The number of entries of a batch decides nothing.
     """
-    return x.dtype != torch.float32 and x[..., 0].numel() >= LEAST_ROWS
+    long = x.ndim > 1 and x.shape[-2] >= LEAST_ROWS
+    return long and x.dtype != torch.float32 and x.shape[-1] % 16 == 0
 
 
 def quantize_rows(x: Tensor) -> Int8Rows:
@@ -72,7 +80,7 @@ def quantize_rows(x: Tensor) -> Int8Rows:
     if (kernels := triton_kernels("int8", x)) is not None:
         values, scale = kernels.quantize_rows(x)
         return Int8Rows(values, scale, x.dtype)
-    return _round(x.float(), dtype=x.dtype)
+    return _round(x, lambda plain: plain)
 
 
 def int8_linear(x: Int8Rows, weight: Int8Rows, bias: Tensor | None) -> Tensor:
@@ -82,9 +90,11 @@ def int8_linear(x: Int8Rows, weight: Int8Rows, bias: Tensor | None) -> Tensor:
     if kernels is not None and kernels.multiplies(rows, weight.values):
         product = kernels.linear(rows, scale, weight.values, weight.scale, bias, dtype=x.dtype)
     else:
-        whole = torch._int_mm(rows, weight.values.t()).float()
-        product = whole.mul_(scale).mul_(weight.scale.t())
-        product = (product if bias is None else product.add_(bias)).to(x.dtype)
+        product = torch.empty(len(rows), len(weight.values), dtype=x.dtype, device=x.device)
+        for part in _parts(len(rows)):
+            whole = torch._int_mm(rows[part], weight.values.t()).float()
+            whole.mul_(scale[part]).mul_(weight.scale.t())
+            product[part] = whole if bias is None else whole.add_(bias)
     return torch.unflatten(product, 0, x.shape[:-1])
 
 
@@ -102,8 +112,12 @@ class Int8Feed:
         if (kernels := triton_kernels("int8", x)) is not None:
             values, scale = kernels.normalize_rows(x, gain=gain, shift=shift, eps=eps)
             return Int8Rows(values, scale, x.dtype)
-        normed = functional.layer_norm(x.float(), x.shape[-1:], eps=eps)
-        return _round(torch.addcmul(shift.float(), normed, gain.float()), dtype=x.dtype)
+
+        def normed(plain: Tensor) -> Tensor:
+            unit = functional.layer_norm(plain, plain.shape[-1:], eps=eps)
+            return torch.addcmul(shift.float(), unit, gain.float())
+
+        return _round(x, normed)
 
     @staticmethod
     def gelu(x: Tensor) -> Int8Rows:
@@ -111,10 +125,22 @@ class Int8Feed:
         if (kernels := triton_kernels("int8", x)) is not None:
             values, scale = kernels.gelu_rows(x)
             return Int8Rows(values, scale, x.dtype)
-        return _round(functional.gelu(x.float(), approximate="tanh"), dtype=x.dtype)
+        return _round(x, lambda plain: functional.gelu(plain, approximate="tanh"))
 
 
-def _round(x: Tensor, *, dtype: torch.dtype) -> Int8Rows:
-    largest = x.abs().amax(dim=-1, keepdim=True).clamp(min=_LEAST)
-    values = (x * (LARGEST / largest)).round().to(torch.int8)
-    return Int8Rows(values, largest / LARGEST, dtype=dtype)
+def _round(x: Tensor, make: Callable[[Tensor], Tensor]) -> Int8Rows:
+    """Round what `make` makes of `(..., N, K)` in float32."""
+    values = torch.empty_like(x, dtype=torch.int8)
+    scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
+    for part in _parts(x.shape[-2], entries=x[..., 0, 0].numel()):
+        made = make(x[..., part, :].float())
+        largest = made.abs().amax(dim=-1, keepdim=True).clamp(min=_LEAST)
+        values[..., part, :] = (made * (LARGEST / largest)).round_()
+        scale[..., part, :] = largest / LARGEST
+    return Int8Rows(values, scale, x.dtype)
+
+
+def _parts(num_rows: int, *, entries: int = 1) -> Iterator[slice]:
+    """Divide the rows of each entry evenly: CUDA multiplies no fewer than 17."""
+    step = math.ceil(num_rows / math.ceil(entries * num_rows / _ROWS_AT_ONCE))
+    return (slice(start, start + step) for start in range(0, num_rows, step))

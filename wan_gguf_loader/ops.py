@@ -240,7 +240,9 @@ class GGUFLinear(nn.Module):
         return functional.linear(x, weight, bias)
 
     def _in_int8(self, x: Tensor | Int8Rows) -> bool:
-        return isinstance(x, Int8Rows) or (self.precision == "int8" and takes(x))
+        if isinstance(x, Int8Rows):
+            return True
+        return self.precision == "int8" and takes(x) and self.out_features % 8 == 0
 
     def extra_repr(self) -> str:
         """Describe the layer in a printed model."""

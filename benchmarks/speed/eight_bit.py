@@ -48,7 +48,8 @@ def measure(bench: Bench, table: Table) -> None:
     _forwards(dataclasses.replace(bench, scale=scale, dtype=torch.bfloat16), table)
     _errors(dataclasses.replace(bench, scale=_small(scale)), table)
     _runs(bench, table)
-    untouched = [row["what"] for row in table.rows if "int8" in row["what"] and not row["error"]]
+    close = [row for row in table.rows if row["against"] == "bfloat16" and not row["error"]]
+    untouched = [row["what"] for row in close if "int8" in row["what"]]
     if untouched:
         raise ArithmeticError(f"no layer took int8: {', '.join(untouched)}")
 
@@ -86,21 +87,21 @@ def _small(scale: Scale) -> Scale:
 
 def _errors(bench: Bench, table: Table) -> None:
     """Compare forwards with one in float32: bfloat16 strays from it too."""
-    reference: Tensor | None = None
+    found: dict[str, Tensor] = {}
     for name, dtype, ops in _CASES:
         log(f"8bit: error of a forward, {name}")
         here = dataclasses.replace(bench, dtype=dtype)
         model = random_model(
             bench.scale.config, base="Q4_K", adapter="Q8_0", device=bench.device, ops=ops
         )
-        velocity = model(**here.inputs(model, num_speakers=1)).float()
-        reference = velocity if reference is None else reference
-        table.add(
-            what=f"forward of {bench.scale.num_tokens} tokens, {name}",
-            blocks=bench.scale.config.num_layers,
-            error=relative_error(velocity, reference),
-            against="float32",
-        )
+        found[name] = model(**here.inputs(model, num_speakers=1)).float()
+        for against in ("float32", "bfloat16")[: 2 if name == "int8" else 1]:
+            table.add(
+                what=f"forward of {bench.scale.num_tokens} tokens, {name}",
+                blocks=bench.scale.config.num_layers,
+                error=relative_error(found[name], found[against]),
+                against=against,
+            )
         del model
         release(bench.device)
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from ...wan_gguf_loader.dequant import dequantize
-from ...wan_gguf_loader.int8 import Int8Rows
 from ...wan_gguf_loader.ops import GGUFLinear, GGUFOps
 from .lora import LayerLora
 
@@ -43,7 +42,7 @@ class HostLinear(GGUFLinear):
         self.hooked: list[LayerLora] = []
         self.dense_functions: list[Callable[[Tensor], Tensor]] = []
 
-    def forward(self, x: Tensor | Int8Rows) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # see `HostOps`
         """Apply the layer to `(..., in_features)` in the dtype of its input."""
         if (ready := self.held_for(x)) is not None:
             return self.multiply(x, *ready)
@@ -55,11 +54,12 @@ class HostLinear(GGUFLinear):
             offloadable=True,
         )
         dense = self._decode(weight, x) if self.is_packed else weight
+        rounded = self.rounded(dense, x)
         if self._holds:
             # What was cast lies in memory that ComfyUI gives to the next layer.
-            dense = _own(dense, self.weight) if dense is weight else dense
+            rounded = _own(dense, self.weight) if rounded is weight else rounded
             bias = None if bias is None or self.bias is None else _own(bias, self.bias)
-        ready = self.rounded(dense, x), bias
+        ready = rounded, bias
         self._held = ready if self._holds else None
         result = self.multiply(x, *ready)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
@@ -69,7 +69,7 @@ class HostLinear(GGUFLinear):
         """Read the weight as `other` reads its own; the tensors are given apart."""
         self._packed_type = other._packed_type
 
-    def _decode(self, stored: Tensor, x: Tensor | Int8Rows) -> Tensor:
+    def _decode(self, stored: Tensor, x: Tensor) -> Tensor:
         loras = (*self.loras, *self.hooked)
         changed = bool(loras or self.dense_functions)
         dense = dequantize(
@@ -92,9 +92,14 @@ class HostLinear(GGUFLinear):
 
 @dataclass(frozen=True)
 class HostOps(GGUFOps):
-    """Layer classes for a model that lives in ComfyUI."""
+    """Layer classes for a model that lives in ComfyUI.
+
+    Its layers round their input themselves: other nodes wrap a layer's `forward`, as bypass LoRAs
+    do, and expect a tensor there.
+    """
 
     layer = HostLinear
+    feed = None
 
 
 def adopt(model: nn.Module) -> None:

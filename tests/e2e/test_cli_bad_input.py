@@ -180,7 +180,7 @@ def test_generate_impossible_voice_is_named(
 
 
 WRONG_OPTIONS: dict[str, tuple[dict[str, str | None], tuple[str, ...], str]] = {
-    "int8 in float32": ({}, ["--precision", "int8"], "needs bfloat16 or float16"),
+    "int8 in float32": ({}, ["--precision", "int8"], "it needs bfloat16"),
     "flash without a card": ({}, ("--attention", "flash"), "does not work on cpu in float32"),
     "zero speakers": ({"audio": None}, (), "no voice"),
     "three speakers": ({}, ("--audio", "VOICE", "--audio", "VOICE"), "There are 3 voices"),

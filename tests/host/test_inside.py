@@ -44,6 +44,14 @@ def test_int8_layers_are_those_of_the_command(measured: Measured) -> None:
     assert 0.001 < measured["int8"]["off_from_exact"] < 0.02
 
 
+def test_int8_of_the_base_is_that_of_the_adapter_too(measured: Measured) -> None:
+    assert measured["int8"]["adapter_too"] == "int8"
+
+
+def test_int8_layers_are_given_tensors_which_bypass_loras_read(measured: Measured) -> None:
+    assert not measured["int8"]["feed"]
+
+
 def test_int8_is_refused_where_comfyui_computes_in_float32(measured: Measured) -> None:
     assert "Choose the precision exact" in measured["int8"]["refused"]
 

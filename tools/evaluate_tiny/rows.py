@@ -110,7 +110,11 @@ def one_speaker(system: System, material: Material) -> list[Row]:
         at_least("one speaker: median correlation", statistics.median(own), 0.88, count),
         Row(shut, statistics.median(whole), "", True, count),
         Row(
-            "one speaker: the same, with colour match", statistics.median(matched), "", True, count
+            "one speaker: median correlation, with colour match",
+            statistics.median(matched),
+            "",
+            True,
+            count,
         ),
         at_least("one speaker: best at lag 0", lags.count(0) / count, 0.9, count),
         at_least("one speaker: best within 1 frame", near, 1, count),
@@ -152,10 +156,10 @@ def _film_pairs(
     for number, scene in enumerate(material.pairs):
         voices = [material.voice(2 * number), material.voice(2 * number + 1)]
         video = system.film(scene, voices, num_frames=SEGMENT_FRAMES, places=places, seed=number)
+        alike.append(_agree(voices[0].opening[:SEGMENT_FRAMES], voices[1]))
         for speaker, place in enumerate(places or (0, 1)):
             own.append(follow(video, scene.mouths[place], voices[speaker]))
             cross.append(follow(video, scene.mouths[place], voices[1 - speaker]))
-            alike.append(_agree(voices[speaker].opening[:SEGMENT_FRAMES], voices[1 - speaker]))
     return _Pair(own, cross, alike)
 
 
@@ -173,7 +177,7 @@ def two_speakers(system: System, material: Material) -> list[Row]:
         at_least("two speakers: own above other", above, 0.98, count),
         at_least("masks swapped: own voice", statistics.median(swapped.own), 0.75, count),
         at_most("masks swapped: the other's voice", swapped_cross, 0.1, count),
-        Row("two speakers: their voices with each other", chance, "", True, count),
+        Row("two speakers: their voices with each other", chance, "", True, len(default.voices)),
     ]
 
 

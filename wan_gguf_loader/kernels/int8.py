@@ -7,11 +7,12 @@ write.
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 _PLAIN, _NORM, _GELU = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _TILE = (128, 256, 128)
@@ -34,8 +35,13 @@ def normalize_rows(x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> tup
 
 
 def multiplies(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether `linear` is for these: on Hopper, with outputs the copy engine can write."""
-    return torch.cuda.get_device_capability(x.device)[0] == 9 and weight.shape[0] % 8 == 0
+    """Tell whether `linear` is for these.
+
+    On Hopper, by a Triton that knows its copy engine, with rows that this engine can copy.
+    """
+    hopper = torch.version.hip is None and torch.cuda.get_device_capability(x.device)[0] == 9
+    has_engine = importlib.util.find_spec("triton.tools.tensor_descriptor") is not None
+    return hopper and has_engine and weight.shape[1] % 16 == 0 and weight.shape[0] % 8 == 0
 
 
 def linear(
@@ -49,6 +55,8 @@ def linear(
     num_programs: int | None = None,
 ) -> Tensor:
     """Multiply `(M, K)` by `(N, K)` with their scales, `(M, 1)` and `(N, 1)`; gives `(M, N)`."""
+    from triton.tools.tensor_descriptor import TensorDescriptor  # older Tritons lack it
+
     (num_rows, depth), columns = x.shape, weight.shape[0]
     rows_at_once, columns_at_once, depth_at_once = _TILE
     out = torch.empty(num_rows, columns, device=x.device, dtype=dtype)
@@ -105,7 +113,8 @@ def _round_rows(
         value = value * spread * factor + tl.load(shift + own, mask=ok, other=0).to(tl.float32)
     if KIND == _GELU:
         inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
-        value = value / (1.0 + tl.exp(-2.0 * inner))  # x (1 + tanh(inner)) / 2
+        # x (1 + tanh(inner)) / 2; beyond 80 the result is 0 either way, but exp overflows.
+        value = value / (1.0 + tl.exp(tl.minimum(-2.0 * inner, 80.0)))
     largest = tl.maximum(tl.max(tl.abs(value), axis=0), 1e-12)
     tl.store(scale + row, largest / 127.0)
     # 1.5 * 2^23 leaves no room for a fraction: the sum is rounded, half to even.

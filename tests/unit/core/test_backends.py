@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from comfyui_multitalk.multitalk_core import backends
 from comfyui_multitalk.multitalk_core.attention import attend
-from comfyui_multitalk.multitalk_core.backends import AttentionName, video_attention
+from comfyui_multitalk.multitalk_core.backends import AttentionName, Backend, video_attention
 from comfyui_multitalk.multitalk_core.errors import InputError
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -28,7 +29,16 @@ Install = Callable[[str, str], None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Give a function that writes a package's source; real ones are hidden meanwhile."""
+    """Give a function that writes a package's source; real ones are hidden meanwhile.
+
+    What is tried on a card before it is chosen is tried on the CPU.
+    """
+    tried = backends._try
+
+    def on_cpu(backend: Backend, *, device: torch.device, dtype: torch.dtype) -> None:
+        tried(backend, device=CPU, dtype=dtype)
+
+    monkeypatch.setattr(backends, "_try", on_cpu)
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("flash_attn", "flash_attn.cute", "sageattention"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -81,7 +91,13 @@ def test_auto_is_torch_where_only_sage_is_installed(install: Install) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["import no_such_package", "raise OSError('libcute.so')"], ids=["package", "library"]
+    "source",
+    [
+        "import no_such_package",
+        "raise OSError('libcute.so')",
+        "def flash_attn_func(q, k, v):\n    raise TypeError('fmax() takes 2 arguments')\n",
+    ],
+    ids=["package", "library", "compiler"],
 )
 def test_auto_is_torch_where_flash_lacks_something_it_needs(
     install: Install, caplog: pytest.LogCaptureFixture, source: str

@@ -41,6 +41,7 @@ from comfyui_multitalk.standalone.memory import (
 from comfyui_multitalk.standalone.request import Lora, ModelFiles
 from comfyui_multitalk.standalone.weights import OpenFiles
 from comfyui_multitalk.tests.support.live_memory import LiveMemory
+from comfyui_multitalk.wan_gguf_loader.ops import Precision, gguf_ops
 
 if TYPE_CHECKING:
     from comfyui_multitalk.tools.make_tiny import TinySet
@@ -69,10 +70,13 @@ def _empty(*shape: int) -> Tensor:
     return torch.empty(shape, device=META, dtype=BF16)
 
 
-def _released(num_layers: int, *, device: torch.device) -> MultiTalkModel:
+def _released(
+    num_layers: int, *, device: torch.device, precision: Precision = "exact"
+) -> MultiTalkModel:
     """Give a model of the released width."""
-    model = MultiTalkModel(ModelConfig(num_layers=num_layers, audio=AudioConfig()), device=device)
-    return model.to(BF16).requires_grad_(False)
+    config = ModelConfig(num_layers=num_layers, audio=AudioConfig())
+    ops = gguf_ops(precision=precision)
+    return MultiTalkModel(config, ops=ops, device=device).to(BF16).requires_grad_(False)
 
 
 @torch.no_grad()
@@ -97,14 +101,15 @@ def _step(
 
 @pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("size", [Size(480, 832), Size(256, 256)], ids=["480p", "small"])
-def test_sampling_estimate_covers_a_step(passes: int, size: Size) -> None:
+@pytest.mark.parametrize("precision", ["exact", "int8"])
+def test_sampling_estimate_covers_a_step(passes: int, size: Size, precision: Precision) -> None:
     """Without Triton; attention's own scratch is not seen."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.empty_like(q)
 
     attends = Attends(video=attend, text=attend, image=attend, audio=attend)
-    model = _released(2, device=META)
+    model = _released(2, device=META, precision=precision)
     with LiveMemory() as memory:
         _step(model, passes, size, META, attends)
     work = dataclasses.replace(WORK, num_passes=passes, size=size, fused=False)
