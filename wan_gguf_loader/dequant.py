@@ -10,11 +10,10 @@ installed, with the same results.
 from __future__ import annotations
 
 import functools
-import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -76,14 +75,21 @@ def dequantize(
     return out.reshape(shape)
 
 
-def triton_kernels(name: str, tensor: Tensor) -> Any | None:
+def triton_kernels(name: Literal["dequant", "int8"], tensor: Tensor) -> Any | None:
     """Give the Triton kernels of `kernels/<name>.py`, if they may work on a tensor.
 
     They may on CUDA where Triton is installed; torch's compiler works on the plain formulas.
     """
     if not tensor.is_cuda or torch.compiler.is_compiling() or not _has_triton():
         return None
-    return importlib.import_module(f".kernels.{name}", __package__)
+    # One at a time: Triton may be missing, or too old for what one of them needs.
+    if name == "int8":
+        from .kernels import int8
+
+        return int8
+    from .kernels import dequant
+
+    return dequant
 
 
 @functools.cache

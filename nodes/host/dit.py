@@ -13,6 +13,7 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
+from ...multitalk_core.attention import Attend
 from ...multitalk_core.config import ModelConfig
 from ...multitalk_core.dit import MultiTalkModel
 from ...multitalk_core.errors import InputError
@@ -34,6 +35,7 @@ class HostMultiTalk(MultiTalkModel):
         dim: Width, by which ComfyUI's nodes know a Wan model.
         adapter: File its audio branch came from, for messages.
         precision: How its large layers multiply.
+        attention: Who computes the attention among video tokens where nobody has chosen.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class HostMultiTalk(MultiTalkModel):
         *,
         dtype: torch.dtype,
         precision: Precision,
+        attention: Attend,
         adapter: str = "",
     ) -> None:
         super().__init__(config, ops=HostOps(precision=precision), device="meta")
@@ -49,6 +52,7 @@ class HostMultiTalk(MultiTalkModel):
         self.dim = config.dim
         self.adapter = adapter
         self.precision = precision
+        self.attention = attention
 
     def forward(
         self,
@@ -126,6 +130,11 @@ class HostMultiTalk(MultiTalkModel):
             audio=audio,
             token_masks=token_masks,
             audio_strength=audio_strength,
-            hooks=wan_hooks(transformer_options, x=x, num_blocks=len(self.blocks)),
+            hooks=wan_hooks(
+                transformer_options,
+                x=x,
+                num_blocks=len(self.blocks),
+                attention=self.attention,
+            ),
         )
         return velocity[..., :height, :width]

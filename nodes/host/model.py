@@ -16,6 +16,8 @@ import comfy.supported_models
 import torch
 from torch import nn
 
+from ...multitalk_core.backends import video_attention
+from ...multitalk_core.config import ModelConfig
 from ...multitalk_core.dit import entries_at_once
 from ...multitalk_core.errors import InputError
 from ...multitalk_core.identify import FileKind, identify, require
@@ -76,9 +78,7 @@ class MultiTalkWAN(comfy.model_base.WAN21):
     def twin(self, tensors: Resting) -> MultiTalkWAN:
         """Make a second model around the same tensors, which `tensors` gives."""
         mine = self.diffusion_model
-        net = HostMultiTalk(
-            mine.config, dtype=mine.dtype, precision=mine.precision, adapter=mine.adapter
-        )
+        net = _like(mine, mine.config, adapter=mine.adapter)
         adopt(net)
         _share(net, mine, tensors)
         return MultiTalkWAN(net)
@@ -108,7 +108,14 @@ def load_base(path: Path, *, precision: Precision = "exact") -> Any:
             place="Load Wan2.1 (GGUF)",
         )
         config = model_config(file.shapes, num_heads=file.num_heads, source=path.name)
-        net = HostMultiTalk(config, dtype=dtype, precision=precision, adapter=path.name)
+        device = comfy.model_management.get_torch_device()
+        net = HostMultiTalk(
+            config,
+            dtype=dtype,
+            precision=precision,
+            attention=video_attention("auto", device=device, dtype=dtype).attend,
+            adapter=path.name,
+        )
         load_weights(net, [file])
     adopt(net)
     _log.info("%s: %d blocks of width %d", path.name, config.num_layers, config.dim)
@@ -137,7 +144,7 @@ def load_adapter(model: Any, path: Path) -> Any:
         )
         audio = audio_config(file.shapes, base=base.config, source=path.name)
         config = dataclasses.replace(base.config, audio=audio)
-        net = HostMultiTalk(config, dtype=base.dtype, precision=base.precision, adapter=path.name)
+        net = _like(base, config, adapter=path.name)
         _load_audio_branch(net, file, base=base)
     adopt(net)
     _share(net, base, resting(model.model, model.backup))
@@ -167,6 +174,17 @@ def compute_dtype() -> torch.dtype:
     if comfy.model_management.should_use_bf16(device):
         return torch.bfloat16
     return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
+
+
+def _like(net: HostMultiTalk, config: ModelConfig, *, adapter: str) -> HostMultiTalk:
+    """Make an empty transformer that computes as another does."""
+    return HostMultiTalk(
+        config,
+        dtype=net.dtype,
+        precision=net.precision,
+        attention=net.attention,
+        adapter=adapter,
+    )
 
 
 def _require_precision(precision: Precision, dtype: torch.dtype) -> None:

@@ -19,12 +19,14 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...multitalk_core.attention import Attend, Attends
+from ...multitalk_core.attention import PLAIN, Attend, Attends
 from ...multitalk_core.hooks import BlockCall, Hooks
 from ...multitalk_core.lrope import UNMOVED, Placement
 
 
-def wan_hooks(transformer_options: dict[str, Any], *, x: Tensor, num_blocks: int) -> Hooks:
+def wan_hooks(
+    transformer_options: dict[str, Any], *, x: Tensor, num_blocks: int, attention: Attend
+) -> Hooks:
     """Give the hooks of one forward pass.
 
     Args:
@@ -32,6 +34,7 @@ def wan_hooks(transformer_options: dict[str, Any], *, x: Tensor, num_blocks: int
             by which some of them speak to each other.
         x: The model's input, `(B, 36, F, h, w)`, h and w even.
         num_blocks: Of the transformer.
+        attention: Who computes the attention among video tokens where nobody has chosen.
     """
     frames, height, width = x.shape[2:]
     options = {
@@ -41,14 +44,15 @@ def wan_hooks(transformer_options: dict[str, Any], *, x: Tensor, num_blocks: int
         "block_type": "double",
     }
     patches = options.get("patches", {})
-    attention = _attention(options)
+    comfyuis = _attention(options)
+    video = comfyuis if _is_chosen(options) else _uncompiled(attention)
     pace = _Pace(x.device)
     # Short keys gain nothing by low precision and may come out as NaN, as in ComfyUI's Wan.
     precise = _attention(options, low_precision_attention=False)
     return Hooks(
         attends=Attends(
-            video=pace.marked(_patched(attention, patches.get("attn1_patch", ()), options)),
-            text=attention,
+            video=pace.marked(_patched(video, patches.get("attn1_patch", ()), options)),
+            text=comfyuis,
             image=precise,
             audio=precise,
         ),
@@ -65,6 +69,27 @@ def _attention(options: dict[str, Any], **settings: bool) -> Attend:
             q.flatten(2), k.flatten(2), v.flatten(2), heads, transformer_options=options, **settings
         )
         return torch.unflatten(tokens, 2, (heads, -1))
+
+    return attend
+
+
+def _is_chosen(options: dict[str, Any]) -> bool:
+    """Tell whether a node or the server's flags name an attention other than torch's.
+
+    ComfyUI's torch attention puts the flash kernel first, which on Hopper has 0.6 of the rate of
+    torch's own choice there, cuDNN.
+    """
+    ways = comfy.ldm.modules.attention
+    if options.get("optimized_attention_override") is not None or torch.version.hip is not None:
+        return True
+    return ways.optimized_attention is not ways.attention_pytorch
+
+
+def _uncompiled(attention: Attend) -> Attend:
+    """Give an attention in whose place torch's compiler sees torch's, as it cannot look inside."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (PLAIN.video if torch.compiler.is_compiling() else attention)(q, k, v)
 
     return attend
 

@@ -96,6 +96,14 @@ def test_torch_compile_takes_the_model_in_one_graph(citizen: Citizen, part: str)
     assert seen["distance"] < 1e-5
 
 
+def test_attention_is_ours_only_where_nobody_has_chosen(citizen: Citizen) -> None:
+    seen = citizen["attention_choice"]
+    assert seen["usual"]  # torch's own, without a card
+    assert seen["calls"]["nobody"] >= seen["blocks"]
+    assert seen["calls"]["server"] == seen["calls"]["node"] == 0
+    assert seen["distance"] < 1e-5
+
+
 def test_torch_compile_leaves_the_model_as_it_was(citizen: Citizen) -> None:
     assert citizen["compiled"]["restored"]
 

@@ -11,6 +11,7 @@ from scene import ADAPTER, BASE, CPU, Scene, comfyui_wan, distance
 # isort: split
 import comfy.conds
 import comfy.context_windows
+import comfy.ldm.modules.attention
 import torch
 import torch._dynamo
 import torch.nn.functional as functional
@@ -29,6 +30,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_rope import ScaleROPE
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
+from comfyui_multitalk.multitalk_core.attention import attend
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.nodes.host import model
 
@@ -193,6 +195,39 @@ def context_windows(_scene: Scene) -> dict[str, Any]:
     }
 
 
+def attention_choice(scene: Scene) -> dict[str, Any]:
+    """Whose attention is called where nobody has chosen, and where somebody has."""
+    ways, seen = comfy.ldm.modules.attention, []
+
+    def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.append(q.shape[1])
+        return attend(q, k, v)
+
+    base = model.load_base(BASE)
+    net = model.transformer_of(base)
+    usual, chosen = net.attention, ways.optimized_attention
+    net.attention = ours
+    calls, outputs = {}, {}
+    try:
+        for name, way, patcher in (
+            ("nobody", ways.attention_pytorch, base),
+            ("server", ways.attention_sub_quad, base),
+            ("node", ways.attention_pytorch, with_attention(base, torch_attention)),
+        ):
+            seen.clear()
+            ways.optimized_attention = way
+            outputs[name] = scene.sample(patcher)
+            calls[name] = len(seen)
+    finally:
+        ways.optimized_attention = chosen
+    return {
+        "usual": usual is attend,
+        "calls": calls,
+        "blocks": len(net.blocks),
+        "distance": max(distance(one, outputs["nobody"]) for one in outputs.values()),
+    }
+
+
 def compiled(scene: Scene) -> dict[str, Any]:
     """The whole network, and its blocks alone, traced as TorchCompileModel does."""
     # ComfyUI's attention for the CPU looks for free memory, where no tracer can follow.
@@ -246,6 +281,7 @@ PARTS = {
     "hooks": hooks,
     "custom_sampling": custom_sampling,
     "context_windows": context_windows,
+    "attention_choice": attention_choice,
     "compiled": compiled,
     "foreign_conditions": foreign_conditions,
     "talking": talking,
