@@ -74,7 +74,7 @@ def video_attention(
         try:
             backend = _load("flash")
             _try(backend, device=device, dtype=dtype)
-        except Exception as reason:  # its compiler's errors are of classes of its own
+        except Exception as reason:  # noqa: BLE001  (its compiler's errors have their own classes)
             _log.info("flash-attn-4 would be faster here, but does not work: %s", reason)
             return _TORCH
         return backend
