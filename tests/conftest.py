@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "comfyui_multitalk"
 _WITH_COMFYUI = ("tests/host/", "tests/browser/")
+_WITH_THEIR_OWN = ("tests/host/test_hosting.py", "tests/host/test_inside.py")
 
 
 # Without a card Triton's kernels are interpreted; it must know before its first import.
@@ -47,13 +48,16 @@ _register_package()
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Say which tests stay together in one process when several run (`pytest -n 2`).
 
-    Those that need ComfyUI share one server; others share what their file has made.
+    Those that need ComfyUI share one server, unless they start one themselves; others share what
+    their file has made.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "comfyui" if nodeid.startswith(_WITH_COMFYUI) else nodeid.split("::")[0]
+            file = nodeid.split("::")[0]
+            shares = file.startswith(_WITH_COMFYUI) and file not in _WITH_THEIR_OWN
+            return "comfyui" if shares else file
 
     return Together(config, log)
 

@@ -8,6 +8,7 @@ ComfyUI's environment is left as it is: what the pack needs beyond it goes into 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -267,6 +268,8 @@ def _with_dependencies(python: Path, *, cache: Path) -> Path:
 
 
 def _make_overlay(overlay: Path, python: Path, wanted: list[str]) -> None:
+    """Make it under another name first: two test processes may both find it missing."""
+    draft = overlay.with_name(f"{overlay.name}.{os.getpid()}")
     sites = subprocess.run(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,
@@ -274,16 +277,19 @@ def _make_overlay(overlay: Path, python: Path, wanted: list[str]) -> None:
         check=True,
     ).stdout.strip()
     try:
-        _call(python, "-m", "venv", "--without-pip", str(overlay))
-        own = next(overlay.glob("lib/python*/site-packages"))
+        _call(python, "-m", "venv", "--without-pip", str(draft))
+        own = next(draft.glob("lib/python*/site-packages"))
         (own / "comfyui.pth").write_text(f"{sites}\n")
-        _call(overlay / "bin" / "python", "-m", "pip", "install", "--quiet", *wanted)
+        _call(draft / "bin" / "python", "-m", "pip", "install", "--quiet", *wanted)
+        with contextlib.suppress(OSError):  # the other was first
+            draft.rename(overlay)
     except subprocess.CalledProcessError as error:
-        shutil.rmtree(overlay, ignore_errors=True)
         raise UnavailableError(
             f"The pack's dependencies ({', '.join(wanted)}) could not be installed for {python}: "
             f"{error.stderr.strip()[-300:]}. Install them there by hand."
         ) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _call(python: Path, *arguments: str) -> None:
