@@ -1,4 +1,8 @@
-"""LoRA on a packed layer: ComfyUI's own arithmetic on the decoded weight."""
+"""LoRA on a packed layer: ComfyUI's arithmetic on the decoded weight.
+
+Plain LoRAs, however many, are added by one product; all else that ComfyUI knows (LoHa, LoKr, DoRA,
+whole differences, parts of a weight ...) is left to ComfyUI, patch by patch.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import Any
 import comfy.lora
 import comfy.weight_adapter
 import torch
+from comfy.weight_adapter.lora import LoRAAdapter
 from torch import Tensor
 
 
@@ -37,13 +42,38 @@ class LayerLora:
             self._kept = None
         elif self._kept is None or self._device != weight.device:
             self._kept, self._device = _moved(self._patches, weight.device), weight.device
+        patches = self._patches if self._kept is None else self._kept
+        factors = _plain_factors(patches, weight)
+        if factors is not None:
+            return weight.addmm_(*factors)
         changed: Tensor = comfy.lora.calculate_weight(
-            self._patches if self._kept is None else self._kept,
+            patches,
             weight,
             self._key,
             intermediate_dtype=weight.dtype,
         )
         return changed
+
+
+def _plain_factors(patches: list[Any], weight: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Give `(out, rank)` and `(rank, in)` whose product is the whole change; of plain LoRAs only.
+
+    Where ComfyUI would pass over a LoRA that does not fit, and say so, it is left to do that.
+    """
+    ups, downs = [], []
+    for strength, adapter, strength_model, offset, function in patches:
+        if type(adapter) is not LoRAAdapter or strength_model != 1.0 or offset or function:
+            return None
+        up, down, alpha, *others = adapter.weights
+        if any(other is not None for other in others):
+            return None
+        up, down = (part.to(weight.device, weight.dtype).flatten(1) for part in (up, down))
+        rank = down.shape[0]
+        if (up.shape, down.shape) != ((weight.shape[0], rank), (rank, weight.shape[1])):
+            return None
+        ups.append(up * (strength * (1.0 if alpha is None else alpha / rank)))
+        downs.append(down)
+    return (torch.cat(ups, dim=1), torch.cat(downs)) if ups else None
 
 
 def num_bytes(patches: list[Any]) -> int:

@@ -37,6 +37,16 @@ def test_loras_add_up_as_on_comfyuis_wan(citizen: Citizen) -> None:
     assert several["against_comfyui"] < 1e-4
 
 
+@pytest.mark.parametrize(
+    "kind", ["plain", "difference", "dora", "part", "function", "model", "misfit"]
+)
+def test_lora_arithmetic_is_comfyuis(citizen: Citizen, kind: str) -> None:
+    """Plain LoRAs by one product, all else by ComfyUI; what misfits adds nothing."""
+    seen = citizen["lora_arithmetic"][kind]
+    assert seen["distance"] < 1e-6
+    assert seen["one_product"] == (kind == "plain")
+
+
 def test_loras_of_strength_zero_change_no_bit(citizen: Citizen) -> None:
     assert citizen["several"]["zero"]
 

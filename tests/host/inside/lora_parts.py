@@ -11,14 +11,16 @@ from scene import ADAPTER, BASE, KEY, SCRATCH, TINY, Scene, comfyui_wan, distanc
 
 # isort: split
 import comfy.hooks
+import comfy.lora
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.weight_adapter.lora import LoRAAdapter
 from comfy_extras.nodes_model_merging import ModelMergeSimple, ModelSave
 from safetensors.torch import save_file
 
 from comfyui_multitalk.multitalk_core.errors import InputError
-from comfyui_multitalk.nodes.host import model
+from comfyui_multitalk.nodes.host import lora, model
 from comfyui_multitalk.tools.convert import convert
 from comfyui_multitalk.tools.tiny import wan
 
@@ -236,7 +238,49 @@ def refused(scene: Scene) -> dict[str, Any]:
     return said
 
 
+def arithmetic(_scene: Scene) -> dict[str, Any]:
+    """Plain LoRAs by one product, and all else by ComfyUI, against ComfyUI patch by patch."""
+    generator = torch.Generator().manual_seed(SEED)
+
+    def adapter(rank: int, *, alpha: float | None = None, **others: Any) -> LoRAAdapter:
+        up, down = (torch.randn(n, generator=generator) for n in ((24, rank), (rank, 16)))
+        rest = (others.get("mid"), others.get("dora"), others.get("reshape"))
+        return LoRAAdapter(set(), (up.half(), down.half(), alpha, *rest))
+
+    def patch(one: Any, *, strength: float = 0.5, **others: Any) -> tuple[Any, ...]:
+        given = {"strength_model": 1.0, "offset": None, "function": None} | others
+        return (strength, one, given["strength_model"], given["offset"], given["function"])
+
+    plain = [patch(adapter(4)), patch(adapter(2, alpha=1.0), strength=-2.0)]
+    cases = {
+        "plain": plain,
+        "difference": [*plain, patch((torch.randn(24, 16, generator=generator),))],
+        "dora": [*plain, patch(adapter(3, dora=torch.rand(24, 1, generator=generator)))],
+        "part": [*plain, patch(adapter(3), offset=(0, 0, 24))],
+        "function": [*plain, patch(adapter(3), function=torch.neg)],
+        "model": [*plain, patch(adapter(3), strength_model=0.5)],
+    }
+    weight = torch.randn(24, 16, generator=generator)
+    result = {}
+    for name, patches in cases.items():
+        expected = comfy.lora.calculate_weight(patches, weight.clone(), "key")
+        changed = lora.LayerLora("key", patches).change(weight.clone(), keep=name == "plain")
+        alone = lora._plain_factors(patches, weight) is not None
+        result[name] = {"distance": distance(changed, expected), "one_product": alone}
+    wrong = [
+        patch(LoRAAdapter(set(), (torch.ones(9, 2), torch.ones(2, 16), None, None, None, None)))
+    ]
+    result["misfit"] = {
+        "distance": distance(
+            lora.LayerLora("key", wrong).change(weight.clone(), keep=False), weight
+        ),
+        "one_product": lora._plain_factors(wrong, weight) is not None,
+    }
+    return result
+
+
 PARTS = {
+    "lora_arithmetic": arithmetic,
     "figures": figures,
     "several": several,
     "lora_hooks": hooks,
