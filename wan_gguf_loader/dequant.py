@@ -75,7 +75,7 @@ def dequantize(
     return out.reshape(shape)
 
 
-def triton_kernels(name: Literal["dequant", "int8"], tensor: Tensor) -> Any | None:
+def triton_kernels(name: Literal["dequant", "int8", "int8_product"], tensor: Tensor) -> Any | None:
     """Give the Triton kernels of `kernels/<name>.py`, if they may work on a tensor.
 
     They may on CUDA where Triton is installed; torch's compiler works on the plain formulas.
@@ -87,6 +87,10 @@ def triton_kernels(name: Literal["dequant", "int8"], tensor: Tensor) -> Any | No
         from .kernels import int8
 
         return int8
+    if name == "int8_product":
+        from .kernels import int8_product
+
+        return int8_product
     from .kernels import dequant
 
     return dequant

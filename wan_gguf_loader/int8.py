@@ -8,12 +8,14 @@ integers:
 The output of a layer is off by about 1.3 % where its numbers are spread as a normal distribution
 is; by more where few channels stand out, for the largest of a row sets its scale.
 
-On Hopper the product is `kernels/int8.py`; elsewhere it is `torch._int_mm`, which CUDA cards from
-Turing on and CPUs have.
+On Hopper the product is `kernels/int8_product.py`; elsewhere it is `torch._int_mm`, which CUDA
+cards from Turing on and CPUs have.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ would be gained."""
 _ROWS_AT_ONCE = 2048
 """So many rows are worked on at once where no kernel does it: what lies in between is float32."""
 
+_HOPPER = 9  # major compute capability
 _LEAST = 1e-12  # of a row of zeros, whose scale must not be 0
 
 
@@ -86,8 +89,8 @@ def quantize_rows(x: Tensor) -> Int8Rows:
 def int8_linear(x: Int8Rows, weight: Int8Rows, bias: Tensor | None) -> Tensor:
     """Apply a linear layer `(N, K)` to `(..., K)`; gives `(..., N)` in the dtype of `x`."""
     rows, scale = x.values.flatten(0, -2), x.scale.flatten(0, -2)
-    kernels = triton_kernels("int8", rows)
-    if kernels is not None and kernels.multiplies(rows, weight.values):
+    kernels = triton_kernels("int8_product", rows) if _suits_hopper(x, weight) else None
+    if kernels is not None:
         product = kernels.linear(rows, scale, weight.values, weight.scale, bias, dtype=x.dtype)
     else:
         product = torch.empty(len(rows), len(weight.values), dtype=x.dtype, device=x.device)
@@ -96,6 +99,27 @@ def int8_linear(x: Int8Rows, weight: Int8Rows, bias: Tensor | None) -> Tensor:
             whole.mul_(scale[part]).mul_(weight.scale.t())
             product[part] = whole if bias is None else whole.add_(bias)
     return torch.unflatten(product, 0, x.shape[:-1])
+
+
+def _suits_hopper(x: Int8Rows, weight: Int8Rows) -> bool:
+    """Tell whether `kernels/int8_product.py` multiplies these, which needs Triton 3.6."""
+    if not x.values.is_cuda or torch.version.hip is not None:
+        return False
+    outputs, inputs = weight.shape
+    return (
+        torch.cuda.get_device_capability(x.device)[0] == _HOPPER
+        and _triton_version() >= (3, 6)
+        and (outputs % 256, inputs % 16, x.dtype.itemsize) == (0, 0, 2)
+    )
+
+
+@functools.cache
+def _triton_version() -> tuple[int, int]:
+    try:
+        major, minor, *_ = importlib.metadata.version("triton").split(".")
+    except importlib.metadata.PackageNotFoundError:
+        return (0, 0)
+    return int(major), int(minor)
 
 
 class Int8Feed:

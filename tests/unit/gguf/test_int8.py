@@ -146,18 +146,43 @@ def test_feed_rounds_the_norm_and_the_gelu_of_core() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not on_a_card, reason="needs a CUDA device")
-def test_int8_on_a_card_is_that_of_the_cpu() -> None:
-    x, weight, bias = normal(ROWS, IN).half(), normal(OUT, IN, seed=1).half(), normal(OUT, seed=2)
-    gain, shift = normal(1, 1, IN, seed=3), normal(1, 1, IN, seed=4)
-    made: list[list[Tensor]] = []
-    for device in ("cpu", "cuda"):
-        here = x.to(device)
-        rows = [
-            quantize_rows(here),
-            Int8Feed.gelu(here),
-            Int8Feed.normalize(here[None], gain=gain.to(device), shift=shift.to(device), eps=1e-6),
-        ]
-        ready = quantize_rows(weight.to(device))
-        made.append([int8_linear(one, ready, bias.to(device)).cpu() for one in rows])
-    for expected, result in zip(*made, strict=True):
-        assert distance(result, expected) < 0.003
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(ROWS, IN, OUT), (32760, 192, 512), (5000, 1536, 8960), (2000, 5120, 256)],
+    ids=["small", "many tiles", "wide", "deep"],
+)
+def test_int8_on_a_card_is_that_of_the_cpu(
+    dtype: torch.dtype, rows: int, inputs: int, outputs: int
+) -> None:
+    """On Hopper the product is a kernel of its own, but for the small one."""
+    x, weight = normal(rows, inputs).to(dtype), normal(outputs, inputs, seed=1).to(dtype)
+    bias, gain, shift = normal(outputs, seed=2), normal(1, 1, inputs, seed=3), normal(1, 1, inputs)
+    for has_bias in (True, False):
+        made: list[list[Tensor]] = []
+        for device in ("cpu", "cuda"):
+            here, ready = x.to(device), quantize_rows(weight.to(device))
+            given = [
+                quantize_rows(here),
+                Int8Feed.gelu(here),
+                Int8Feed.normalize(
+                    here[None], gain=gain.to(device), shift=shift.to(device), eps=1e-6
+                ),
+            ]
+            added = bias.to(device) if has_bias else None
+            made.append([int8_linear(one, ready, added).cpu() for one in given])
+        for expected, result in zip(*made, strict=True):
+            assert distance(result, expected) < 0.003
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not on_a_card, reason="needs a CUDA device")
+def test_product_on_a_card_is_exact_in_the_integers() -> None:
+    """The same integers give the same sums: only the last rounding may fall either way."""
+    x = quantize_rows(normal(4000, 1536).bfloat16().cuda())
+    weight = quantize_rows(normal(768, 1536, seed=1).bfloat16().cuda())
+    sums = torch._int_mm(x.values, weight.values.t()).float()
+    expected = (sums * x.scale * weight.scale.t()).bfloat16()
+    result = int8_linear(x, weight, None)
+    assert (result != expected).float().mean() < 1e-4
+    torch.testing.assert_close(result, expected, rtol=0.01, atol=0)
