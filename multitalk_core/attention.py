@@ -5,7 +5,9 @@ which L-RoPE takes its labels. Follows `WanSelfAttention` and `WanI2VCrossAttent
 `wan/modules/multitalk_model.py`, `SingleStreamMutiAttention` in `wan/modules/attention.py` and
 `get_attn_map_with_target` in `wan/utils/multitalk_utils.py`.
 
-What `x` the modules get may be in the form that their layers' `Feed` gives, in place of a tensor.
+The modules norm their input themselves, by what the block gives them: so nobody holds the result,
+0.3 GB at 14B, longer than they need it. It may be in the form that their layers' `Feed` gives, in
+place of a tensor.
 
 Departures: the reference map averages all heads (upstream drops the last of an odd count), its
 softmax is float32 in any precision, it is computed only when two speakers are present, by attention
@@ -56,6 +58,7 @@ def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor) -> Tensor:  # noqa: N
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Norm = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -116,19 +119,20 @@ class SelfAttention(nn.Module):
         self,
         x: Tensor,
         *,
+        norm: Norm,
         rotation: Rotation,
         token_masks: Tensor | None = None,
         attend: Attend = attend,
     ) -> SelfAttended:
         """Attend among tokens `(B, N, dim)`; with `token_masks` also give the reference map."""
-        q, k, v = self.project(x, rotation=rotation)
+        q, k, v = self.project(norm(x), rotation=rotation)
         labels = None if token_masks is None else reference_map(q, k, token_masks=token_masks)
         tokens = attend(q, k, v).flatten(2)
         del q, k, v  # a gigabyte at 14B, before the output needs room
         return SelfAttended(self.o(tokens), labels)
 
     def project(self, x: Tensor, *, rotation: Rotation) -> Heads:
-        """Give the normalised and turned queries and keys, and the values."""
+        """Give the normalised and turned queries and keys, and the values, of normed tokens."""
         q = self.norm_q.rotated(self.q(x), num_heads=self.num_heads, rotation=rotation)
         k = self.norm_k.rotated(self.k(x), num_heads=self.num_heads, rotation=rotation)
         return Heads(q, k, self.v(x).unflatten(-1, (self.num_heads, -1)))
@@ -153,12 +157,19 @@ class CrossAttention(nn.Module):
         self.norm_k_img = RMSNorm(config.dim, eps=config.eps, device=device)
 
     def forward(
-        self, x: Tensor, context: Tensor, *, attends: Attends = PLAIN, recall: Recall = compute
+        self,
+        x: Tensor,
+        context: Tensor,
+        *,
+        norm: Norm,
+        attends: Attends = PLAIN,
+        recall: Recall = compute,
     ) -> Tensor:
         """Attend to photo and text.
 
         Args:
             x: Video tokens, `(B, N, dim)`.
+            norm: Makes of `x` what the layers take.
             context: `(B, 257 + text_len, dim)`, image tokens first.
             attends: Who computes the attention.
             recall: Gives the keys and values, which stay the same throughout a segment.
@@ -166,7 +177,7 @@ class CrossAttention(nn.Module):
         Returns:
             `(B, N, dim)`.
         """
-        q = self.norm_q(self.q(x)).unflatten(-1, (self.num_heads, -1))
+        q = self.norm_q(self.q(norm(x))).unflatten(-1, (self.num_heads, -1))
         k, v = recall("text", lambda: self._keys(context[:, IMAGE_TOKENS:], of_image=False))
         tokens = attends.text(q, k, v)
         k, v = recall("image", lambda: self._keys(context[:, :IMAGE_TOKENS], of_image=True))
@@ -206,6 +217,7 @@ class AudioAttention(nn.Module):
         x: Tensor,
         audio: Tensor,
         *,
+        norm: Norm,
         labels: Tensor | None = None,
         attend: Attend = attend,
         recall: Recall = compute,
@@ -215,6 +227,7 @@ class AudioAttention(nn.Module):
         Args:
             x: Video tokens, `(B, N, dim)`, N = F x tokens of a frame.
             audio: Audio tokens, `(1 or B, F, M, token_dim)`, speaker 1 first.
+            norm: Makes of `x` what the layers take.
             labels: Label position of every video token, `(B, N)`; `None` for one speaker, which
                 turns nothing.
             attend: Who computes the attention.
@@ -224,7 +237,7 @@ class AudioAttention(nn.Module):
             `(B, N, dim)`.
         """
         batch, frames = x.shape[0], audio.shape[1]
-        q, k, v = self.project(x, audio, labels=labels, recall=recall)
+        q, k, v = self.project(norm(x), audio, labels=labels, recall=recall)
         tokens = attend(
             q.reshape(batch * frames, -1, *q.shape[2:]),
             k.expand(batch, *k.shape[1:]).flatten(0, 1),

@@ -10,6 +10,7 @@ Letters: B batch, N tokens, F latent frames, M audio tokens of a frame.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from .attention import AudioAttention, CrossAttention, SelfAttention
+from .attention import AudioAttention, CrossAttention, Norm, SelfAttention
 from .config import ModelConfig
 from .elementwise import add, gelu, normalize
 from .hooks import NO_HOOKS, Hooks
@@ -84,6 +85,18 @@ class GELU(nn.Module):
         return gelu(input, feed=self.feed)
 
 
+class FeedForward(nn.ModuleList):
+    """A linear layer to the inner width, an activation, and a linear layer back."""
+
+    def forward(self, x: Tensor, *, norm: Norm) -> Tensor:
+        """Work on tokens `(B, N, dim)`, which `norm` makes what the first layer takes."""
+        first, activation, last = self
+        inner = first(norm(x))
+        inner = activation(inner)
+        output: Tensor = last(inner)
+        return output
+
+
 class Block(nn.Module):
     """One transformer block."""
 
@@ -94,10 +107,12 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(config, ops=ops, device=device)
         self.norm3 = LayerNorm(dim, eps=eps, device=device, feed=ops.feed)
         self.cross_attn = CrossAttention(config, ops=ops, device=device)
-        self.ffn = nn.Sequential(
-            ops.Linear(dim, config.ffn_dim, device=device),
-            GELU(ops.feed),
-            ops.Linear(config.ffn_dim, dim, device=device),
+        self.ffn = FeedForward(
+            (
+                ops.Linear(dim, config.ffn_dim, device=device),
+                GELU(ops.feed),
+                ops.Linear(config.ffn_dim, dim, device=device),
+            )
         )
         self.modulation = nn.Parameter(torch.randn(1, 6, dim, device=device) / dim**0.5)
         self.eps = eps
@@ -118,6 +133,7 @@ class Block(nn.Module):
         audio_strength: Tensor | float = 1.0,
         hooks: Hooks = NO_HOOKS,
         recalls: Sequence[Recall],
+        rest: Tensor | None = None,
     ) -> Tensor:
         """Refine the tokens.
 
@@ -131,6 +147,8 @@ class Block(nn.Module):
                 none for which torch would compile the block anew.
             hooks: What a host does inside.
             recalls: Of the keys and values, one for each part.
+            rest: What the tokens, in bfloat16, were rounded off; see `elementwise.cut`. It is
+                overwritten, and left aside where a host has put tokens of another shape in place.
 
         Returns:
             `(B, N, dim)`, same dtype.
@@ -138,31 +156,41 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             (self.modulation.float() + time).unsqueeze(2).unbind(1)
         )
+        if rest is not None and rest.shape[:2] != x.shape[:2]:
+            rest = None
         looks: list[Tensor | None] = []
         with self._held(self.self_attn, parts):
             for entries, _, token_masks in parts:
-                y = self._modulated(x[entries], scale=scale1[entries], shift=shift1[entries])
                 seen = self.self_attn(
-                    y, rotation=rotation, token_masks=token_masks, attend=hooks.attends.video
+                    x[entries],
+                    norm=self._modulation(scale1[entries], shift1[entries]),
+                    rotation=rotation,
+                    token_masks=token_masks,
+                    attend=hooks.attends.video,
                 )
                 looks.append(seen.reference_map)
-                x = _add_part(x, entries, seen.tokens, gate=gate1[entries])
-                del y, seen  # 0.7 GB at 14B, which the next part needs
+                x = _add_part(x, entries, seen.tokens, gate=gate1[entries], rest=rest)
+                del seen  # which the next part needs the room of
         with self._held(self.cross_attn, parts):
             for (entries, _, _), recall in zip(parts, recalls, strict=True):
                 y = self.cross_attn(
-                    self.norm3(x[entries]), context[entries], attends=hooks.attends, recall=recall
+                    x[entries],
+                    context[entries],
+                    norm=self.norm3,
+                    attends=hooks.attends,
+                    recall=recall,
                 )
-                x = _add_part(x, entries, y)
+                x = _add_part(x, entries, y, rest=rest)
                 del y
         if hooks.after_context is not None:
             x = hooks.after_context(x)
         if parts[0].audio is not None:
-            x = self._hear(x, parts, looks, strength=audio_strength, hooks=hooks, recalls=recalls)
+            x = self._hear(x, parts, looks, audio_strength, hooks, recalls, rest)
         with self._held(self.ffn, parts):
             for entries, _, _ in parts:
-                y = self._modulated(x[entries], scale=scale2[entries], shift=shift2[entries])
-                x = _add_part(x, entries, self.ffn(y), gate=gate2[entries])
+                y = self.ffn(x[entries], norm=self._modulation(scale2[entries], shift2[entries]))
+                x = _add_part(x, entries, y, gate=gate2[entries], rest=rest)
+                del y
         return x
 
     def _hear(
@@ -170,25 +198,29 @@ class Block(nn.Module):
         x: Tensor,
         parts: Sequence[Part],
         looks: Sequence[Tensor | None],
-        *,
         strength: Tensor | float,
         hooks: Hooks,
         recalls: Sequence[Recall],
+        rest: Tensor | None,
     ) -> Tensor:
         with self._held(self.audio_cross_attn, parts):
             for (entries, audio, _), seen, recall in zip(parts, looks, recalls, strict=True):
                 y = self.audio_cross_attn(
-                    self.norm_x(x[entries]),
+                    x[entries],
                     audio,
+                    norm=self.norm_x,
                     labels=None if seen is None else label_positions(seen),
                     attend=hooks.attends.audio,
                     recall=recall,
                 )
-                x = _add_part(x, entries, y, gate=strength)
+                x = _add_part(x, entries, y, gate=strength, rest=rest)
+                del y
         return x
 
-    def _modulated(self, x: Tensor, *, scale: Tensor, shift: Tensor) -> Tensor:
-        return normalize(x, gain=1 + scale, shift=shift, eps=self.eps, feed=self._feed)
+    def _modulation(self, scale: Tensor, shift: Tensor) -> Norm:
+        return functools.partial(
+            normalize, gain=1 + scale, shift=shift, eps=self.eps, feed=self._feed
+        )
 
     def _held(
         self, layers: nn.Module, parts: Sequence[Part]
@@ -196,9 +228,16 @@ class Block(nn.Module):
         return self._hold(layers) if len(parts) > 1 else contextlib.nullcontext()
 
 
-def _add_part(x: Tensor, entries: slice, y: Tensor, *, gate: Tensor | float = 1.0) -> Tensor:
+def _add_part(
+    x: Tensor,
+    entries: slice,
+    y: Tensor,
+    *,
+    gate: Tensor | float = 1.0,
+    rest: Tensor | None,
+) -> Tensor:
     """Add to some entries of the batch; where gradients are recorded these are all."""
     if torch.is_grad_enabled():
         return add(x, y, gate=gate)
-    add(x[entries], y, gate=gate)
+    add(x[entries], y, gate=gate, rest=None if rest is None else rest[entries])
     return x

@@ -202,6 +202,7 @@ class MultiTalkModel(nn.Module):
             grid, head_dim=self.config.head_dim, device=x.device, placement=hooks.placement
         )
         strength = torch.tensor(audio_strength, device="cpu")
+        rest = _no_rest(x)
         for index, block in enumerate(self.blocks):
             run = functools.partial(
                 block,
@@ -209,6 +210,7 @@ class MultiTalkModel(nn.Module):
                 audio_strength=strength,
                 hooks=hooks,
                 recalls=_recalls(memory, index, num_parts=len(parts)),
+                rest=rest,
             )
             x = hooks.around_block(BlockCall(index, run, x, time, steps, context, rotation))
         # In turn: the head's tokens are float32.
@@ -310,6 +312,13 @@ def time_features(timestep: Tensor, *, width: int) -> Tensor:
 def modulate(x: Tensor, *, shift: Tensor, scale: Tensor) -> Tensor:
     """Give `x * (1 + scale) + shift` in float32 (the dtype of shift and scale)."""
     return torch.addcmul(shift, x, 1 + scale)
+
+
+def _no_rest(x: Tensor) -> Tensor | None:
+    """Begin what bfloat16 tokens are rounded off, at zero; tokens of other dtypes need none."""
+    if x.dtype != torch.bfloat16 or torch.is_grad_enabled():
+        return None
+    return torch.zeros(*x.shape[:-1], x.shape[-1] // 2, dtype=torch.uint8, device=x.device)
 
 
 def _recalls(memory: Memory | None, block: int, *, num_parts: int) -> list[Recall]:

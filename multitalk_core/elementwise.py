@@ -21,6 +21,9 @@ from torch import Tensor
 from .lrope import Rotation, rotate
 from .protocols import Feed
 
+_ROWS_AT_ONCE = 2048
+"""So many tokens are added at once where no kernel does it: what lies in between is float32."""
+
 
 def normalize(
     x: Tensor, *, gain: Tensor, shift: Tensor, eps: float, feed: Feed | None = None
@@ -87,26 +90,68 @@ def turn(x_BNAD: Tensor, rotation: Rotation) -> Tensor:  # noqa: N803
     return rotate(x_BNAD, rotation)
 
 
-def add(x: Tensor, y: Tensor, *, gate: Tensor | float = 1.0) -> Tensor:
+def add(x: Tensor, y: Tensor, *, gate: Tensor | float = 1.0, rest: Tensor | None = None) -> Tensor:
     """Give `x + y * gate`; where no gradient is recorded, `x` is overwritten with it.
 
     Args:
         x: Tokens, `(B, N, D)`.
         y: What is added, likewise.
         gate: A number, also as a tensor `()` in main memory, or `(B, 1, D)` float32.
+        rest: What `x`, in bfloat16, was rounded off, as `cut` gives it; is overwritten too.
     """
     if torch.is_grad_enabled():
         return (x + y * gate).to(x.dtype)
+    # A host may put tokens of any layout between blocks; the kernels count along memory.
+    kernels = _kernels(x) if x.is_contiguous() and y.is_contiguous() else None
+    if rest is not None:
+        return _add_with_rest(x, y, gate=gate, rest=rest, kernels=kernels)
     if not isinstance(gate, Tensor) or gate.ndim == 0:
         # Torch's compiler must not read the number, or it would compile anew for another.
         compiling = torch.compiler.is_compiling()
         return x.add_(y * gate) if compiling else x.add_(y, alpha=float(gate))
-    kernels = _kernels(x)
-    # A host may put tokens of any layout between blocks; the kernel counts along memory.
-    if kernels is not None and x.is_contiguous() and y.is_contiguous():
+    if kernels is not None:
         kernels.add_gated(x, y, gate=gate)
         return x
     return x.copy_(torch.addcmul(x, y, gate))
+
+
+def _add_with_rest(
+    x: Tensor, y: Tensor, *, gate: Tensor | float, rest: Tensor, kernels: Any | None
+) -> Tensor:
+    if kernels is not None:
+        number = not isinstance(gate, Tensor) or gate.ndim == 0
+        kernels.add_with_rest(x, y, gate=float(gate) if number else gate, rest=rest)
+        return x
+    num_rows = x.shape[1]
+    step = num_rows if torch.compiler.is_compiling() else _ROWS_AT_ONCE
+    for start in range(0, num_rows, step):
+        rows = slice(start, start + step)
+        whole = joined(x[:, rows], rest[:, rows]) + y[:, rows].float() * gate
+        x[:, rows], rest[:, rows] = cut(whole)
+    return x
+
+
+def cut(value: Tensor) -> tuple[Tensor, Tensor]:
+    """Round float32 to bfloat16 and keep four bits of what that leaves over.
+
+    Args:
+        value: `(..., D)`, D even.
+
+    Returns:
+        The rounded tensor, and its rest `(..., D / 2)` in uint8: of each number a signed 16th of
+        the last place, two in a byte, the first of them low.
+    """
+    bits = value.view(torch.int32)
+    top = (bits + 0x8000) >> 16
+    left = (((bits - (top << 16) + 0x800) >> 12).clamp_(max=7) & 15).to(torch.uint8)
+    return top.to(torch.int16).view(torch.bfloat16), left[..., ::2] | (left[..., 1::2] << 4)
+
+
+def joined(x: Tensor, rest: Tensor) -> Tensor:
+    """Give the float32 that `cut` rounded to `x` and `rest`, to the 16th of a last place."""
+    left = torch.stack((rest & 15, rest >> 4), dim=-1).flatten(-2).to(torch.int32)
+    bits = (x.view(torch.int16).to(torch.int32) << 16) + (((left ^ 8) - 8) << 12)
+    return bits.view(torch.float32)
 
 
 def gelu(x: Tensor, *, feed: Feed | None = None) -> Tensor:

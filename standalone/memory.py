@@ -23,10 +23,12 @@ TILE_STRIDE = 256
 
 _PART_TOKENS = 16384
 """Tokens that are worked on at once at least, if the passes of a step have them; as in `dit.py`."""
-_WIDTHS, _PLAIN_WIDTHS = 5.0, 9.4
+_WIDTHS, _PLAIN_WIDTHS = 4.1, 9.4
 """Tensors of tokens x width alive at once in self-attention, where all needs peak, the tokens
-themselves aside: its input, queries, keys, values and the result; without Triton also what torch's
-own steps of norm and rotation leave between them."""
+themselves aside: queries, keys, values and the result; without Triton also what torch's own steps
+of norm and rotation leave between them. In int8 the inner width of feed-forward takes as much."""
+_REST = 0.25
+"""What the tokens are rounded off, in units of the tokens; as in `elementwise.py`."""
 _KEPT_BYTES = 64 * 2**20
 """Keys and values of the prompt and the voices, kept throughout a segment; as in `sampler.py`."""
 _SLACK = 1.03
@@ -124,7 +126,8 @@ class Workload:
         at_once = max(self.num_tokens, min(tokens, _PART_TOKENS))
         inner = at_once * (_WIDTHS if self.fused else _PLAIN_WIDTHS)
         decoded = 2 * self.ffn_dim
-        total = (tokens + inner + decoded) * self.dim * self.dtype.itemsize
+        kept = tokens * (1 + _REST * (self.dtype == torch.bfloat16))
+        total = (kept + inner + decoded) * self.dim * self.dtype.itemsize
         return int((total + _KEPT_BYTES) * _SLACK)
 
     def vae_bytes_at_work(self, *, tiled: bool) -> int:

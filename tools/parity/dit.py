@@ -105,7 +105,7 @@ def record(
     hooks = []
     for name, module in model.named_modules():
         keep = partial(_keep, values=values, name=f"mid.{name}")
-        hooks.append(module.register_forward_hook(keep))
+        hooks.append(module.register_forward_hook(keep, with_kwargs=True))
         if isinstance(module, Block):
             first = partial(_first_norm, values=values, name=f"mid.{name}.norm1_out")
             hooks.append(module.register_forward_pre_hook(first))
@@ -197,12 +197,19 @@ def _row(name: str, ours: Tensor, theirs: Tensor) -> Row:
 
 
 def _keep(
-    module: nn.Module, args: tuple[Any, ...], output: Any, *, values: Values, name: str
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Any,
+    *,
+    values: Values,
+    name: str,
 ) -> None:
     if isinstance(output, SelfAttended):
         output = output.tokens
     if args and isinstance(args[0], Tensor):
-        values[f"{name}_in"] = args[0].clone()
+        norm = kwargs.get("norm", torch.clone)  # the parts of a block norm their input themselves
+        values[f"{name}_in"] = norm(args[0])
     for suffix in ("", ".out", "_out"):
         values[f"{name}{suffix}"] = output.clone()  # the tokens are overwritten by what follows
 
@@ -228,8 +235,9 @@ def _look(
 ) -> SelfAttended:
     """Record the turned heads and the reference map, and put that map in if one is used."""
     block = name.removesuffix(".self_attn")
-    heads = module.project(*args, rotation=kwargs["rotation"])
-    module.norm_q(module.q(*args)), module.norm_k(module.k(*args))  # recorded, before they turn
+    normed = kwargs["norm"](*args)
+    heads = module.project(normed, rotation=kwargs["rotation"])
+    module.norm_q(module.q(normed)), module.norm_k(module.k(normed))  # recorded, before they turn
     for letter, turned in (("q", heads.q), ("k", heads.k)):
         values[f"{block}.rope3d.{letter}_out"] = turned
         values[f"{block}.rope3d.{letter}_in"] = values[f"{name}.norm_{letter}"].view_as(turned)
@@ -256,6 +264,6 @@ def _label(
     values[f"{block}.lrope.q_pos"] = labels[0]
     values[f"{block}.lrope.k_pos"] = positions.repeat(frames)
     for end, given in (("in", None), ("out", labels)):
-        q, k, _ = module.project(*args, labels=given)
+        q, k, _ = module.project(kwargs["norm"](args[0]), args[1], labels=given)
         values[f"{block}.lrope.q_{end}"] = q.transpose(1, 2)
         values[f"{block}.lrope.k_{end}"] = k.flatten(1, 2).transpose(1, 2)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...multitalk_core.attention import AudioAttention, reference_map
 from ...multitalk_core.config import AudioConfig, ModelConfig
@@ -112,8 +112,8 @@ def _attention(file: GoldenFile) -> Pairs:
         q, k, _ = module.project(x, context, labels=given)
         yield f"mattn.q_{end}", q.transpose(1, 2)
         yield f"mattn.k_{end}", k.flatten(1, 2).transpose(1, 2)
-    yield "mattn.out_single", module(x, context)
-    yield "mattn.out_two", module(x, context, labels=labels)
+    yield "mattn.out_single", module(x, context, norm=nn.Identity())
+    yield "mattn.out_two", module(x, context, norm=nn.Identity(), labels=labels)
 
 
 def _maps(file: GoldenFile) -> list[Row]:

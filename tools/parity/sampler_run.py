@@ -268,7 +268,7 @@ def upstream_maps(model: MultiTalkModel) -> Iterator[None]:
             return output
         if model.config.num_heads % 2 == 0 and masks.any(dim=-1).all():
             return output
-        heads = module.project(*args, rotation=given["rotation"])
+        heads = module.project(given["norm"](*args), rotation=given["rotation"])
         return SelfAttended(output.tokens, upstream_map(heads.q, heads.k, token_masks=masks))
 
     attentions = [one for one in model.modules() if isinstance(one, SelfAttention)]

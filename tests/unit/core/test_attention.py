@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from comfyui_multitalk.multitalk_core import attention
@@ -73,7 +74,10 @@ def test_audio_attention_hears_its_own_frame_only() -> None:
     changed[:, 1] += 1
     labels = torch.linspace(0, 24, 12)[None]
     for given in (None, labels):
-        difference = module(x, audio, labels=given) - module(x, changed, labels=given)
+        first, second = (
+            module(x, heard, norm=nn.Identity(), labels=given) for heard in (audio, changed)
+        )
+        difference = first - second
         per_frame = difference.view(3, 4, 16).abs().amax(dim=(1, 2))
         assert (per_frame > 1e-4).tolist() == [False, True, False]
 
@@ -83,8 +87,10 @@ def test_audio_attention_shared_audio_equals_repeated_audio() -> None:
     module = draw_weights(attention.AudioAttention(config, AudioConfig(token_dim=6), ops=TorchOps))
     generator = torch.Generator().manual_seed(0)
     x, audio = torch.randn(2, 12, 16, generator=generator), torch.randn(1, 3, 4, 6)
-    repeated = module(x, audio.repeat(2, 1, 1, 1))
-    torch.testing.assert_close(module(x, audio), repeated, atol=1e-6, rtol=0)
+    shared, repeated = (
+        module(x, heard, norm=nn.Identity()) for heard in (audio, audio.repeat(2, 1, 1, 1))
+    )
+    torch.testing.assert_close(shared, repeated, atol=1e-6, rtol=0)
 
 
 def test_rms_norm_half_precision_normalises_in_float32() -> None:

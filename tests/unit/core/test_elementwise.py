@@ -21,7 +21,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def distance(a: Tensor, b: Tensor) -> float:
-    return float((a.cpu() - b).norm() / b.norm())
+    return float((a.cpu().float() - b).norm() / b.norm())
 
 
 @pytest.mark.parametrize("shape", [(WIDTH,), (2, 1, WIDTH)], ids=["one", "each"])
@@ -68,6 +68,48 @@ def test_kernel_adds_gated_as_torch() -> None:
     result = x.to(DEVICE, copy=True)
     kernels.add_gated(result, y.to(DEVICE), gate=gate.to(DEVICE))
     assert distance(result, expected) < 1e-6
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_kernel_keeps_the_rest_of_bfloat16_as_torch(gated: bool) -> None:
+    x, rest = elementwise.cut(normal(2, 7, WIDTH))
+    y = normal(2, 7, WIDTH, seed=1).bfloat16()
+    gate = normal(2, 1, WIDTH, seed=2) if gated else 0.3
+    made, left = x.to(DEVICE, copy=True), rest.to(DEVICE, copy=True)
+    given = gate.to(DEVICE) if isinstance(gate, Tensor) else gate
+    kernels.add_with_rest(made, y.to(DEVICE), gate=given, rest=left)
+    with torch.no_grad():
+        elementwise.add(x, y, gate=gate, rest=rest)
+    whole = elementwise.joined(x, rest)
+    assert distance(elementwise.joined(made.cpu(), left.cpu()), whole) < 1e-4
+    assert (left.cpu() != rest).float().mean() < 0.01  # a product and a sum may round as one
+
+
+def test_rest_of_bfloat16_is_four_bits_more() -> None:
+    value = torch.cat((normal(4096), 1e-30 * normal(64), torch.tensor([0.0, -0.0, 255.75, -3.0])))
+    x, rest = elementwise.cut(value)
+    assert torch.equal(x, value.bfloat16())
+    whole = elementwise.joined(x, rest)
+    assert distance(whole[:4096], value[:4096]) < 1.2e-4
+    assert 16 * distance(whole[:4096], value[:4096]) > 0.9 * distance(x[:4096], value[:4096])
+    assert abs(float((whole - value)[:4096].mean())) < 3e-6  # no drift
+    assert elementwise.cut(torch.tensor([torch.inf, -torch.inf]))[0].isinf().all()
+
+
+def test_many_small_additions_are_not_lost_in_bfloat16() -> None:
+    """As those of a transformer's blocks: each is rounded off where no rest is kept."""
+    parts = [0.1 * normal(2, 7, WIDTH, seed=seed).bfloat16() for seed in range(160)]
+    exact = torch.stack([part.float() for part in parts]).sum(dim=0)
+    errors = []
+    for keeps in (True, False):
+        x = torch.zeros(2, 7, WIDTH, dtype=torch.bfloat16)
+        rest = elementwise.cut(x.float())[1] if keeps else None
+        with torch.no_grad():
+            for part in parts:
+                elementwise.add(x, part, rest=rest)
+        errors.append(distance(x.float(), exact))
+    assert errors[0] < 0.004
+    assert errors[1] > 2 * errors[0]
 
 
 def test_add_overwrites_only_where_no_gradient_is_recorded() -> None:
