@@ -5,12 +5,14 @@ workflow of one speaker in a ComfyUI server, one segment of 81 frames at 480p, u
 management: all on the card, no more than `--low-gb` of it, and ComfyUI's dynamic VRAM. Reports the
 time of a step, how long an interrupt takes (half a second at most), what is left on the card after
 `/free` (2 % of the peak at most), and what the server says of its loading; the report is written
-anew after each. `--scale small --device cpu` tries the script itself in a minute.
+anew after each. `--precision exact int8` does so in both. `--scale small --device cpu` tries the
+script itself in a minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -21,15 +23,17 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 from ..tests.host import graphs
 from ..tests.host.digests import free
 from ..tests.support.comfyui import ROOT, Installation, Launch, Server
 from ..tests.support.websocket import Listener
+from ..wan_gguf_loader.ops import Precision
 from .random_weights import full_sizes, small_sizes, write_files
 
 MEMORY = ("normal", "low", "dynamic")
+PRECISIONS = get_args(Precision)
 _FRAMES, _FPS = 81, 25
 _GB = 1e9
 _LINE = r"[^\x1b\n]*"  # what is in colour ends with an escape
@@ -61,16 +65,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _log("weights")
         files = write_files(folder / "weights", sizes, seed=0)
         installation = Installation(options.comfyui.resolve(), cache=ROOT / ".cache")
-        for memory in options.memory:
-            _log(f"memory: {memory}")
+        for memory, precision in itertools.product(options.memory, options.precision):
+            name = memory if precision == "exact" else f"{memory}, {precision}"
+            _log(f"memory: {name}")
             launch = Launch(
                 arguments=_arguments(memory, card, low_gb=options.low_gb),
                 model_paths=f"{Launch().model_paths}  custom_nodes: {ROOT}/tests/host/probes\n",
                 environment={"OMP_NUM_THREADS": str(os.cpu_count())},
             )
-            server = Server(installation, folder / memory, launch)
+            server = Server(installation, folder / name, launch)
             graphs.fill_folders(server.base, tiny=files, examples=ROOT / "examples")
-            runs[memory] = _run(server, full=full)
+            runs[name] = _run(server, full=full, precision=precision)
             if options.out:
                 options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     sys.stdout.write(table(report) + "\n")
@@ -91,14 +96,14 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _run(server: Server, *, full: bool) -> Run:
+def _run(server: Server, *, full: bool, precision: str) -> Run:
     """Start a server and measure; a failure leaves the figures there are until then."""
     run: Run = {"figures": {}, "loading": [], "failure": ""}
     try:
         began = time.perf_counter()
         server.start()
         run["figures"]["start of the server, s"] = time.perf_counter() - began
-        _measure(server, run["figures"], full=full)
+        _measure(server, run["figures"], full=full, precision=precision)
     except (AssertionError, OSError, ValueError) as error:
         run["failure"] = f"{type(error).__name__}: {str(error)[-4000:]}\n{server.log[-4000:]}"
     finally:
@@ -107,17 +112,18 @@ def _run(server: Server, *, full: bool) -> Run:
     return run
 
 
-def _measure(server: Server, figures: dict[str, float], *, full: bool) -> None:
+def _measure(server: Server, figures: dict[str, float], *, full: bool, precision: str) -> None:
     """Sample two steps, interrupt a second run, free everything."""
     allocated, used = _allocated(server), _used(server)
     figures["allocated before, GB"], figures["card in use before, GB"] = allocated, used
     with _Peak(server) as peak:
-        first, second = _steps(server, _graph(server, full=full, steps=2))
+        first, second = _steps(server, _graph(server, full=full, precision=precision, steps=2))
     figures["start to first step (loads, encodes), s"] = first
     figures["a step of three passes, s"] = second
     figures["most allocated, GB"] = most = _allocated(server, most=True)
     figures["card in use at the peak, GB"] = peak.used
-    graph = _graph(server, full=full, steps=50, text_guidance=1.0, audio_guidance=1.0)
+    one_pass = {"text_guidance": 1.0, "audio_guidance": 1.0}
+    graph = _graph(server, full=full, precision=precision, steps=50, **one_pass)
     figures["interrupt, s"] = _interrupt(server, graph, after=1.0 if full else 0.02)
     free(server)
     time.sleep(12 if full else 1)  # what an interrupt left ComfyUI collects every 10 s
@@ -128,7 +134,9 @@ def _measure(server: Server, figures: dict[str, float], *, full: bool) -> None:
         figures["left allocated, % of the most"] = 100 * (left - allocated) / most
 
 
-def _graph(server: Server, *, full: bool, steps: int, **guidance: float) -> graphs.Graph:
+def _graph(
+    server: Server, *, full: bool, precision: str, steps: int, **guidance: float
+) -> graphs.Graph:
     """Give the workflow of one speaker, of one segment; its guidance says how many passes."""
     frames = _FRAMES if full else 33
     voice = server.base / "input" / "voice_of_a_segment.wav"
@@ -136,6 +144,7 @@ def _graph(server: Server, *, full: bool, steps: int, **guidance: float) -> grap
     settings = {"size": "480p", "segment_frames": _FRAMES, "motion_frames": 25} if full else {}
     graph = graphs.load(graphs.WORKFLOWS[0], **settings, **guidance, steps=steps, seed=steps)
     graphs.node(graph, "LoadAudio")["inputs"]["audio"] = voice.name
+    graphs.node(graph, "MTK_LoadWan")["inputs"]["precision"] = precision
     return graph
 
 
@@ -260,6 +269,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scale", choices=("full", "small"), default="full")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--memory", nargs="+", choices=MEMORY, default=MEMORY)
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS[:1])
     parser.add_argument(
         "--low-gb", type=float, default=12.0, help="GiB of the card to use under 'low'"
     )
