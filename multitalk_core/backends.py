@@ -4,7 +4,7 @@ Beside `attention.py`, for `Attends.video` of a caller without a host of its own
 gains: text, photo and voices are so few keys that torch is the faster there, so they stay with it,
 as the reference map does.
 
-- `torch`: torch's own choice.
+- `torch`: torch's own choice; on Hopper that is cuDNN, also where a host has put it last.
 - `flash`: FlashAttention-4, PyPI's flash-attn-4; as exact as torch's, and other in the last bits.
 - `sage`: SageAttention, whose scores are of int8 queries and keys, so less exact.
 - `auto`: `flash` on the cards where it was measured and found faster, if installed; else `torch`.
@@ -14,20 +14,31 @@ Letters: B batch, N tokens, M context tokens, A heads, D head width.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .attention import Attend, attend
 from .errors import InputError
 
 AttentionName = Literal["auto", "torch", "flash", "sage"]
 
-_FASTER_WITH_FLASH = 9
-"""Major compute capability of Hopper: 686 against 585 TFLOP/s on an H100. Others: not measured."""
+_HOPPER = 9
+"""Major compute capability. On an H100 flash-attn-4 has 686 TFLOP/s, cuDNN 585 and torch's flash
+kernel 365; on other cards they were not measured."""
+
+_CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +80,7 @@ def video_attention(
     """
     works = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if name == "auto":
-        if not works or not _is_faster_with_flash(device, capability):
+        if not works or not _is_hopper(device, capability):
             return _TORCH
         try:
             backend = _load("flash")
@@ -97,9 +108,24 @@ def video_attention(
         ) from reason
 
 
-def _is_faster_with_flash(device: torch.device, capability: tuple[int, int] | None) -> bool:
+def torch_attention(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor) -> Tensor:  # noqa: N803
+    """Attend by torch; on Hopper it is told its own order, which ComfyUI's calls overwrite."""
+    if not (_is_hopper(q_BNAD.device) and _takes_order()):
+        return attend(q_BNAD, k_BMAD, v_BMAD)
+    with sdpa_kernel(_CUDNN_FIRST, set_priority=True):
+        return attend(q_BNAD, k_BMAD, v_BMAD)
+
+
+@functools.cache
+def _takes_order() -> bool:
+    return "set_priority" in inspect.signature(sdpa_kernel).parameters  # torch 2.6 may lack it
+
+
+def _is_hopper(device: torch.device, capability: tuple[int, int] | None = None) -> bool:
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
     major, _ = capability or torch.cuda.get_device_capability(device)
-    return major == _FASTER_WITH_FLASH and torch.version.hip is None
+    return major == _HOPPER
 
 
 def _try(backend: Backend, *, device: torch.device, dtype: torch.dtype) -> None:
@@ -140,7 +166,7 @@ def _sage() -> Attend:
     return attend
 
 
-_TORCH = Backend("torch", attend)
+_TORCH = Backend("torch", torch_attention)
 _PACKAGES = {
     "flash": _Package("flash-attn-4", _flash),
     "sage": _Package("sageattention", _sage),

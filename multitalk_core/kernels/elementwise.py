@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 _ADD_VALUES = 2048
-_ADD_PAIRS = 1024
+_ADD_PAIRS = 512
 
 
 def normalize(x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Tensor:

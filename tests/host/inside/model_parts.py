@@ -30,6 +30,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_rope import ScaleROPE
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
+from comfyui_multitalk.multitalk_core import backends
 from comfyui_multitalk.multitalk_core.attention import attend
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.nodes.host import model
@@ -221,7 +222,7 @@ def attention_choice(scene: Scene) -> dict[str, Any]:
     finally:
         ways.optimized_attention = chosen
     return {
-        "usual": usual is attend,
+        "usual": usual is backends.torch_attention,
         "calls": calls,
         "blocks": len(net.blocks),
         "distance": max(distance(one, outputs["nobody"]) for one in outputs.values()),

@@ -11,10 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from comfyui_multitalk.multitalk_core import backends
 from comfyui_multitalk.multitalk_core.attention import attend
-from comfyui_multitalk.multitalk_core.backends import AttentionName, Backend, video_attention
+from comfyui_multitalk.multitalk_core.backends import (
+    AttentionName,
+    Backend,
+    torch_attention,
+    video_attention,
+)
 from comfyui_multitalk.multitalk_core.errors import InputError
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -81,13 +87,13 @@ def test_auto_is_torch_where_flash_was_not_found_faster(
 ) -> None:
     install("flash_attn.cute", FLASH)
     chosen = video_attention("auto", device=device, dtype=dtype, capability=capability)
-    assert chosen == ("torch", attend)
+    assert chosen == ("torch", torch_attention)
 
 
 def test_auto_is_torch_where_only_sage_is_installed(install: Install) -> None:
     install("sageattention", SAGE)
     chosen = video_attention("auto", device=CUDA, dtype=BF16, capability=HOPPER)
-    assert chosen == ("torch", attend)
+    assert chosen == ("torch", torch_attention)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +111,7 @@ def test_auto_is_torch_where_flash_lacks_something_it_needs(
     install("flash_attn.cute", source)
     with caplog.at_level(logging.INFO):
         chosen = video_attention("auto", device=CUDA, dtype=BF16, capability=HOPPER)
-    assert chosen == ("torch", attend)
+    assert chosen == ("torch", torch_attention)
     assert "flash-attn-4 would be faster here" in caplog.text
 
 
@@ -115,8 +121,30 @@ def test_torch_is_torchs_wherever_it_is_asked_for(
     install("flash_attn.cute", FLASH)
     with caplog.at_level(logging.INFO):
         for device, dtype in ((CUDA, BF16), (CPU, torch.float32)):
-            assert video_attention("torch", device=device, dtype=dtype) == ("torch", attend)
+            assert video_attention("torch", device=device, dtype=dtype) == (
+                "torch",
+                torch_attention,
+            )
     assert not caplog.text
+
+
+def test_torch_is_told_its_own_order_on_hopper_whatever_it_was_told_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    orders = []
+
+    def look(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        orders.append(torch._C._get_sdp_priority_order()[0])
+        return attend(q, k, v)
+
+    monkeypatch.setattr(backends, "attend", look)
+    monkeypatch.setattr(backends, "_is_hopper", lambda device: True)
+    flash_first = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.CUDNN_ATTENTION]
+    with sdpa_kernel(flash_first, set_priority=True):  # as ComfyUI leaves it
+        before = torch._C._get_sdp_priority_order()
+        torch.testing.assert_close(torch_attention(*heads()), attend(*heads()))
+        assert torch._C._get_sdp_priority_order() == before
+    assert orders == [int(SDPBackend.CUDNN_ATTENTION)]
 
 
 @pytest.mark.parametrize("source", [FLASH, FLASH_WITH_SUMS], ids=["tokens", "tokens and sums"])
