@@ -102,24 +102,25 @@ def int8_linear(x: Int8Rows, weight: Int8Rows, bias: Tensor | None) -> Tensor:
 
 
 def _suits_hopper(x: Int8Rows, weight: Int8Rows) -> bool:
-    """Tell whether `kernels/int8_product.py` multiplies these, which needs Triton 3.6."""
+    """Tell whether `kernels/int8_product.py` multiplies these."""
     if not x.values.is_cuda or torch.version.hip is not None:
         return False
     outputs, inputs = weight.shape
     return (
         torch.cuda.get_device_capability(x.device)[0] == _HOPPER
-        and _triton_version() >= (3, 6)
+        and knows_gluon()
         and (outputs % 256, inputs % 16, x.dtype.itemsize) == (0, 0, 2)
     )
 
 
 @functools.cache
-def _triton_version() -> tuple[int, int]:
+def knows_gluon() -> bool:
+    """Tell whether this Triton has the Gluon of that kernel; it may change with every version."""
     try:
         major, minor, *_ = importlib.metadata.version("triton").split(".")
     except importlib.metadata.PackageNotFoundError:
-        return (0, 0)
-    return int(major), int(minor)
+        return False
+    return (3, 6) <= (int(major), int(minor)) <= (3, 9)
 
 
 class Int8Feed:

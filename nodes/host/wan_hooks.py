@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ...multitalk_core.attention import PLAIN, Attend, Attends
+from ...multitalk_core.backends import torch_attention
 from ...multitalk_core.hooks import BlockCall, Hooks
 from ...multitalk_core.lrope import UNMOVED, Placement
 
@@ -44,15 +45,18 @@ def wan_hooks(
         "block_type": "double",
     }
     patches = options.get("patches", {})
-    comfyuis = _attention(options)
-    video = comfyuis if _is_chosen(options) else _uncompiled(attention)
+    if _is_chosen(options):
+        video = text = _attention(options)
+        # Short keys gain nothing by low precision and may come out as NaN, as in ComfyUI's Wan.
+        precise = _attention(options, low_precision_attention=False)
+    else:
+        video, text = _uncompiled(attention), _uncompiled(torch_attention)
+        precise = text
     pace = _Pace(x.device)
-    # Short keys gain nothing by low precision and may come out as NaN, as in ComfyUI's Wan.
-    precise = _attention(options, low_precision_attention=False)
     return Hooks(
         attends=Attends(
             video=pace.marked(_patched(video, patches.get("attn1_patch", ()), options)),
-            text=comfyuis,
+            text=text,
             image=precise,
             audio=precise,
         ),
