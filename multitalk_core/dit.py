@@ -5,7 +5,7 @@
 The blocks are in `block.py`. Follows `WanModel` in MultiTalk `wan/modules/multitalk_model.py`. With
 `config.audio` None it is the base model alone. Departures: a true batch axis, and those named in
 `attention.py`. The time path, modulation, norms, rotations and softmaxes are float32 inside; all
-else is in the latents' dtype.
+else is in the latents' dtype, of which bfloat16 tokens keep four bits more (`elementwise.cut`).
 
 A batch, such as the passes of a guided step, goes through each part of a block together, so that a
 weight is decoded or moved once for all of it; where one entry fills a card already, they take turns
