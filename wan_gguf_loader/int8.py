@@ -103,7 +103,8 @@ def int8_linear(x: Int8Rows, weight: Int8Rows, bias: Tensor | None) -> Tensor:
 
 def _suits_hopper(x: Int8Rows, weight: Int8Rows) -> bool:
     """Tell whether `kernels/int8_product.py` multiplies these."""
-    if not x.values.is_cuda or torch.version.hip is not None:
+    compiling = torch.compiler.is_compiling()  # which neither sees into the kernel nor needs it
+    if compiling or not x.values.is_cuda or torch.version.hip is not None:
         return False
     outputs, inputs = weight.shape
     return (
