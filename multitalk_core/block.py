@@ -148,7 +148,7 @@ class Block(nn.Module):
             hooks: What a host does inside.
             recalls: Of the keys and values, one for each part.
             rest: What the tokens, in bfloat16, were rounded off; see `elementwise.cut`. It is
-                overwritten, and left aside where a host has put tokens of another shape in place.
+                overwritten.
 
         Returns:
             `(B, N, dim)`, same dtype.
@@ -156,8 +156,6 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             (self.modulation.float() + time).unsqueeze(2).unbind(1)
         )
-        if rest is not None and rest.shape[:2] != x.shape[:2]:
-            rest = None
         looks: list[Tensor | None] = []
         with self._held(self.self_attn, parts):
             for entries, _, token_masks in parts:

@@ -118,7 +118,7 @@ def add(x: Tensor, y: Tensor, *, gate: Tensor | float = 1.0, rest: Tensor | None
 def _add_with_rest(
     x: Tensor, y: Tensor, *, gate: Tensor | float, rest: Tensor, kernels: Any | None
 ) -> Tensor:
-    if kernels is not None:
+    if kernels is not None and y.dtype == x.dtype:  # a host's layer may give another
         number = not isinstance(gate, Tensor) or gate.ndim == 0
         kernels.add_with_rest(x, y, gate=float(gate) if number else gate, rest=rest)
         return x

@@ -100,6 +100,7 @@ def test_attention_is_ours_only_where_nobody_has_chosen(citizen: Citizen) -> Non
     seen = citizen["attention_choice"]
     assert seen["usual"]  # torch's own, without a card
     assert seen["calls"]["nobody"] >= seen["blocks"]
+    assert seen["calls"]["comfyui"] == 0  # nor ComfyUI's for text, photo and voices
     assert seen["calls"]["server"] == seen["calls"]["node"] == 0
     assert seen["distance"] < 1e-5
 

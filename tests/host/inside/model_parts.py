@@ -198,7 +198,7 @@ def context_windows(_scene: Scene) -> dict[str, Any]:
 
 def attention_choice(scene: Scene) -> dict[str, Any]:
     """Whose attention is called where nobody has chosen, and where somebody has."""
-    ways, seen = comfy.ldm.modules.attention, []
+    ways, seen, comfyui = comfy.ldm.modules.attention, [], []
 
     def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         seen.append(q.shape[1])
@@ -206,21 +206,29 @@ def attention_choice(scene: Scene) -> dict[str, Any]:
 
     base = model.load_base(BASE)
     net = model.transformer_of(base)
-    usual, chosen = net.attention, ways.optimized_attention
+    usual, chosen, torchs = net.attention, ways.optimized_attention, ways.attention_pytorch
+
+    def comfyuis(*args: Any, **kwargs: Any) -> torch.Tensor:
+        comfyui.append(args[0].shape)
+        return torchs(*args, **kwargs)
+
+    ways.attention_pytorch = comfyuis
     net.attention = ours
     calls, outputs = {}, {}
     try:
         for name, way, patcher in (
-            ("nobody", ways.attention_pytorch, base),
+            ("nobody", comfyuis, base),
             ("server", ways.attention_sub_quad, base),
-            ("node", ways.attention_pytorch, with_attention(base, torch_attention)),
+            ("node", comfyuis, with_attention(base, torch_attention)),
         ):
             seen.clear()
             ways.optimized_attention = way
             outputs[name] = scene.sample(patcher)
             calls[name] = len(seen)
+            if name == "nobody":
+                calls["comfyui"] = len(comfyui)  # neither for text, photo and voices
     finally:
-        ways.optimized_attention = chosen
+        ways.optimized_attention, ways.attention_pytorch = chosen, torchs
     return {
         "usual": usual is backends.torch_attention,
         "calls": calls,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from comfyui_multitalk.multitalk_core import attention
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
+from comfyui_multitalk.multitalk_core.geometry import GridSize
+from comfyui_multitalk.multitalk_core.lrope import grid_rotation
 from comfyui_multitalk.multitalk_core.protocols import TorchOps
 from comfyui_multitalk.tests.support.transformer import draw_weights
 
@@ -60,6 +63,35 @@ def test_reference_map_never_holds_all_scores() -> None:
         looks = attention.reference_map(q, q, token_masks=torch.ones(3, 512))
     assert looks.shape == (1, 3, 2048)
     assert 0 < Largest.nbytes <= 2 * q.nbytes  # all scores would be 32 times as much
+
+
+@torch.no_grad()
+def test_normed_tokens_are_gone_before_the_attention() -> None:
+    """Nobody holds them longer than the layers that take them: 0.3 GB at 14B."""
+    config = ModelConfig(dim=16, num_heads=2)
+    x = torch.randn(1, 12, 16)
+    normed: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    def norm(tokens: Tensor) -> Tensor:
+        made = 2 * tokens
+        normed.append(weakref.ref(made))
+        return made
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        alive.append(normed[-1]() is not None)
+        return attention.attend(q, k, v)
+
+    attends = attention.Attends(video=attend, text=attend, image=attend, audio=attend)
+    turned = grid_rotation(GridSize(3, 2, 2), head_dim=8, device=x.device)
+    attention.SelfAttention(config, ops=TorchOps)(x, norm=norm, rotation=turned, attend=attend)
+    attention.CrossAttention(config, ops=TorchOps)(
+        x, torch.randn(1, attention.IMAGE_TOKENS + 4, 16), norm=norm, attends=attends
+    )
+    attention.AudioAttention(config, AudioConfig(token_dim=6), ops=TorchOps)(
+        x, torch.randn(1, 3, 4, 6), norm=norm, attend=attend
+    )
+    assert alive == [False] * 4
 
 
 def test_audio_attention_hears_its_own_frame_only() -> None:

@@ -141,6 +141,18 @@ def test_dit_computes_in_the_dtype_of_the_latents(dtype: torch.dtype) -> None:
     assert _distance(velocity.float(), _run(inputs)) < 0.03
 
 
+@torch.no_grad()
+def test_dit_of_many_blocks_is_nearer_to_float32_for_the_rest_of_its_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, inputs = small_model(replace(CONFIG, num_layers=24)), small_inputs(speakers=1)
+    exact = _run(inputs, model=model)
+    half = inputs.latents.bfloat16()
+    kept = _distance(_run(inputs, model=model, latents=half).float(), exact)
+    monkeypatch.setattr(dit, "_no_rest", lambda x: None)
+    assert kept < 0.6 * _distance(_run(inputs, model=model, latents=half).float(), exact)
+
+
 def test_dit_every_linear_layer_is_made_by_ops() -> None:
     made = []
 

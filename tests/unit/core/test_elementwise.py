@@ -70,6 +70,20 @@ def test_kernel_adds_gated_as_torch() -> None:
     assert distance(result, expected) < 1e-6
 
 
+def test_what_is_added_in_another_dtype_keeps_the_rest_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host's layer may give float32, which the kernel would take for pairs of bfloat16."""
+    monkeypatch.setattr(elementwise, "_kernels", lambda x: kernels)
+    y = normal(1, 3, WIDTH, seed=1).bfloat16()
+    results = []
+    for added in (y, y.float()):
+        x, rest = elementwise.cut(normal(1, 3, WIDTH))
+        with torch.no_grad():
+            elementwise.add(x.to(DEVICE), added.to(DEVICE), rest=rest.to(DEVICE))
+        results.append(elementwise.joined(x, rest))
+    if DEVICE == "cpu":  # where they were overwritten, not copied
+        assert distance(results[1], results[0]) < 1e-4
+
+
 @pytest.mark.parametrize("gated", [True, False])
 def test_kernel_keeps_the_rest_of_bfloat16_as_torch(gated: bool) -> None:
     x, rest = elementwise.cut(normal(2, 7, WIDTH))
