@@ -17,7 +17,7 @@ WEB_DIRECTORY = "./web"
 async def comfy_entrypoint() -> ComfyExtension:
     """Build the extension; the only place that imports nodes, so importing the pack is free."""
     try:
-        from .nodes import MultiTalkExtension
+        from .nodes.extension import MultiTalkExtension
     except Exception:  # the host logs one line and hides the traceback
         logging.getLogger(__name__).exception("MultiTalk nodes failed to load")
         raise

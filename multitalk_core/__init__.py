@@ -6,11 +6,11 @@ Knows nothing of ComfyUI or of weight file formats.
 from __future__ import annotations
 
 from .config import ApgConfig, AudioConfig, ModelConfig, SamplingConfig
-from .dit import MultiTalkModel
+from .engine import Speech, Step, generate
 from .errors import InputError, MultiTalkError, WeightsError
+from .files.sizes import FileKind, Identity, audio_config, identify, model_config, require
 from .geometry import Box, GridSize, Size
-from .pipeline import Speech, Step, generate
-from .weights import FileKind, Identity, audio_config, identify, model_config, require
+from .model.dit import MultiTalkModel
 
 __all__ = [
     "ApgConfig",

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from comfy_api.latest import io
 
-from ..multitalk_core.audio import Mode, arrange, mix, prepare_voice
+from ..multitalk_core.engine import Speech
 from ..multitalk_core.errors import InputError
-from ..multitalk_core.pipeline import Speech
+from ..multitalk_core.inputs.voices import Mode, arrange, mix, prepare_voice
 from .host.speech import VoiceEncoder
 from .sockets import AudioEmbeds, Speaker, Speakers, SpokenAudio, Wav2Vec2
 

@@ -8,11 +8,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..multitalk_core.config import ApgConfig, SamplingConfig
+from ..multitalk_core.engine import Speech
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size
-from ..multitalk_core.masks import fit_masks, to_tokens
-from ..multitalk_core.pipeline import Speech
-from ..multitalk_core.segments import Segment
+from ..multitalk_core.inputs.masks import fit_masks, to_tokens
+from ..multitalk_core.method.segments import Segment
 from .host.guider import SegmentGuider, SegmentVoices
 from .host.session import check_features, talking_transformer
 from .sampler import masks_in_photo

@@ -7,13 +7,13 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..drawing.speakers import Voice, draw_speakers
-from ..drawing.strip import draw_strip
-from ..multitalk_core.audio import SAMPLE_RATE
 from ..multitalk_core.config import FPS
 from ..multitalk_core.geometry import Size
-from ..multitalk_core.image import to_photo
-from ..multitalk_core.masks import speaker_masks
+from ..multitalk_core.inputs.masks import speaker_masks
+from ..multitalk_core.inputs.photo import to_photo
+from ..multitalk_core.inputs.voices import SAMPLE_RATE
+from .drawing.speakers import Voice, draw_speakers
+from .drawing.strip import draw_strip
 from .sockets import AudioEmbeds, SpokenAudio
 
 

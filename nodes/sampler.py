@@ -12,11 +12,11 @@ from comfy_api.latest import InputImpl, Types, io, ui
 from torch import Tensor
 
 from ..multitalk_core.config import FPS, ApgConfig, SamplingConfig
+from ..multitalk_core.engine import generate
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size, aspect_size, bucket_size
-from ..multitalk_core.image import to_photo
-from ..multitalk_core.masks import speaker_masks
-from ..multitalk_core.pipeline import generate
+from ..multitalk_core.inputs.masks import speaker_masks
+from ..multitalk_core.inputs.photo import to_photo
 from .host.sampling import EULER, SAMPLERS, SCHEDULERS, UPSTREAM, SegmentSolver
 from .host.session import Session, check_features
 from .settings import fast_inputs, guidance_inputs, schedule_inputs

@@ -8,9 +8,9 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..multitalk_core.audio import Sound, check_voice
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Box
+from ..multitalk_core.inputs.voices import Sound, check_voice
 from .sockets import Speaker, Speakers
 
 _MAX_PIXELS = 16384

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..multitalk_core.errors import WeightsError
-from ..multitalk_core.weights import has_fp8_scales
+from ..multitalk_core.files.sizes import has_fp8_scales
 from ..wan_gguf_loader.files import WeightsFile
 from .streaming import stream_blocks
 

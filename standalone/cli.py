@@ -20,8 +20,8 @@ from types import FrameType
 import torch
 from tqdm import tqdm
 
+from ..multitalk_core.engine import Step
 from ..multitalk_core.errors import MultiTalkError
-from ..multitalk_core.pipeline import Step
 from ..wan_gguf_loader.errors import GGUFError
 from .arguments import build_request, parse
 from .inspection import inspect_file

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from ..multitalk_core.errors import WeightsError
-from ..multitalk_core.image import resize_for_clip
+from ..multitalk_core.inputs.photo import resize_for_clip
 from ..wan_gguf_loader.files import WeightsFile
 from .borrowed import count_layers, fill, on_device
 

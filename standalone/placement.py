@@ -16,9 +16,9 @@ import torch
 from torch import Generator, Tensor
 
 from ..multitalk_core.config import SamplingConfig
-from ..multitalk_core.dit import MultiTalkModel
 from ..multitalk_core.errors import MultiTalkError
-from ..multitalk_core.sampler import OnSolverStep, SegmentModel, solve
+from ..multitalk_core.method.sampler import OnSolverStep, SegmentModel, solve
+from ..multitalk_core.model.dit import MultiTalkModel
 from .memory import PLANS, Plan
 from .streaming import stream_blocks
 from .vae import WanVAE

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..multitalk_core.backends import AttentionName
 from ..multitalk_core.config import Method, SamplingConfig
 from ..multitalk_core.geometry import Box, Resolution, Size
+from ..multitalk_core.model.backends import AttentionName
 from ..wan_gguf_loader.ops import Precision
 
 Mode = Literal["together", "in_turn"]

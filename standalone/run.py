@@ -23,20 +23,20 @@ from torch import Tensor
 if sys.platform != "win32":
     import resource
 
-from ..multitalk_core.attention import Attends
-from ..multitalk_core.audio import Sound, Timeline, arrange, mix, prepare_voice
-from ..multitalk_core.audio_features import audio_features
-from ..multitalk_core.backends import Backend, video_attention
 from ..multitalk_core.config import FPS
-from ..multitalk_core.dit import MultiTalkModel
+from ..multitalk_core.engine import Speech, Step, generate
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size, aspect_size, bucket_size, snap_size
-from ..multitalk_core.guidance import needs_negative_text, passes_needed
-from ..multitalk_core.image import to_photo
-from ..multitalk_core.lrope import MAX_SPEAKERS
-from ..multitalk_core.masks import fit_masks, speaker_masks, to_tokens
-from ..multitalk_core.pipeline import Speech, Step, generate
-from ..multitalk_core.segments import TAIL_FRAMES
+from ..multitalk_core.inputs.features import audio_features
+from ..multitalk_core.inputs.masks import fit_masks, speaker_masks, to_tokens
+from ..multitalk_core.inputs.photo import to_photo
+from ..multitalk_core.inputs.voices import Sound, Timeline, arrange, mix, prepare_voice
+from ..multitalk_core.method.guidance import needs_negative_text, passes_needed
+from ..multitalk_core.method.segments import TAIL_FRAMES
+from ..multitalk_core.model.attention import Attends
+from ..multitalk_core.model.backends import Backend, video_attention
+from ..multitalk_core.model.dit import MultiTalkModel
+from ..multitalk_core.model.lrope import MAX_SPEAKERS
 from ..wan_gguf_loader.int8 import multiplies_int8
 from .borrowed import held_bytes, on_device
 from .encoders import VisionEncoder, load_image_encoder, load_text_encoder

@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 from transformers import Wav2Vec2Model
 
-from ..multitalk_core.audio_features import load_wav2vec2, wav2vec2_config
 from ..multitalk_core.config import ModelConfig
-from ..multitalk_core.dit import MultiTalkModel
 from ..multitalk_core.errors import WeightsError
-from ..multitalk_core.weights import FileKind, audio_config, identify, model_config, require
+from ..multitalk_core.files.sizes import FileKind, audio_config, identify, model_config, require
+from ..multitalk_core.inputs.features import load_wav2vec2, wav2vec2_config
+from ..multitalk_core.model.dit import MultiTalkModel
 from ..wan_gguf_loader.files import WeightsFile, open_weights
 from ..wan_gguf_loader.load import load_weights
 from ..wan_gguf_loader.lora import apply_lora

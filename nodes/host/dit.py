@@ -13,10 +13,10 @@ import comfy.patcher_extension
 import torch
 from torch import Tensor
 
-from ...multitalk_core.attention import Attend
 from ...multitalk_core.config import ModelConfig
-from ...multitalk_core.dit import MultiTalkModel
 from ...multitalk_core.errors import InputError
+from ...multitalk_core.model.attention import Attend
+from ...multitalk_core.model.dit import MultiTalkModel
 from ...wan_gguf_loader.ops import Precision
 from .layers import HostOps
 from .wan_hooks import wan_hooks

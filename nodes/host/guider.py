@@ -17,14 +17,14 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ...multitalk_core.conditioning import Motion
 from ...multitalk_core.config import SamplingConfig
 from ...multitalk_core.errors import InputError
 from ...multitalk_core.geometry import FRAME_STRIDE, TOKEN_PIXELS, Size
-from ...multitalk_core.guidance import Guidance, Pass, passes_of_run
-from ...multitalk_core.sampler import silent
-from ...multitalk_core.schedule import NUM_TIMESTEPS, moment
-from ...multitalk_core.step_cache import StepCache
+from ...multitalk_core.method.conditioning import Motion
+from ...multitalk_core.method.guidance import Guidance, Pass, passes_of_run
+from ...multitalk_core.method.sampler import silent
+from ...multitalk_core.method.schedule import NUM_TIMESTEPS, moment
+from ...multitalk_core.method.step_cache import StepCache
 
 _NAMES = ("positive", "negative", "unconditional", "without_audio")
 """ComfyUI's names of the passes; some patches look for the first two."""

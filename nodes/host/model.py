@@ -16,12 +16,12 @@ import comfy.supported_models
 import torch
 from torch import nn
 
-from ...multitalk_core.backends import video_attention
 from ...multitalk_core.config import ModelConfig
-from ...multitalk_core.dit import entries_at_once
 from ...multitalk_core.errors import InputError
-from ...multitalk_core.identify import FileKind, identify, require
-from ...multitalk_core.weights import audio_config, model_config
+from ...multitalk_core.files.identify import FileKind, identify, require
+from ...multitalk_core.files.sizes import audio_config, model_config
+from ...multitalk_core.model.backends import video_attention
+from ...multitalk_core.model.dit import entries_at_once
 from ...wan_gguf_loader.files import WeightsFile, open_weights
 from ...wan_gguf_loader.int8 import multiplies_int8
 from ...wan_gguf_loader.load import load_weights

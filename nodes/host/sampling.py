@@ -17,11 +17,11 @@ import comfy.utils
 import torch
 from torch import Generator, Tensor
 
-from ...multitalk_core.conditioning import Motion
 from ...multitalk_core.config import SamplingConfig
 from ...multitalk_core.geometry import FRAME_STRIDE
-from ...multitalk_core.sampler import OnSolverStep, SegmentModel, euler, require_finite
-from ...multitalk_core.schedule import NUM_TIMESTEPS, timesteps
+from ...multitalk_core.method.conditioning import Motion
+from ...multitalk_core.method.sampler import OnSolverStep, SegmentModel, euler, require_finite
+from ...multitalk_core.method.schedule import NUM_TIMESTEPS, timesteps
 from .guider import Held, SegmentGuider, SegmentVoices
 
 EULER = "euler"

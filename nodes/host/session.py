@@ -10,8 +10,8 @@ import latent_preview
 import torch
 from torch import Tensor
 
+from ...multitalk_core.engine import Speech, Step
 from ...multitalk_core.errors import InputError
-from ...multitalk_core.pipeline import Speech, Step
 from .dit import HostMultiTalk
 from .model import transformer_of
 from .vision import encode_picture

@@ -9,9 +9,9 @@ import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
-from ...multitalk_core.audio_features import audio_features, load_wav2vec2
-from ...multitalk_core.identify import FileKind, identify, require
-from ...multitalk_core.segments import TAIL_FRAMES
+from ...multitalk_core.files.identify import FileKind, identify, require
+from ...multitalk_core.inputs.features import audio_features, load_wav2vec2
+from ...multitalk_core.method.segments import TAIL_FRAMES
 from ...wan_gguf_loader.files import open_weights
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ...multitalk_core.errors import WeightsError
-from ...multitalk_core.identify import FileKind, identify, require
+from ...multitalk_core.files.identify import FileKind, identify, require
 from ...wan_gguf_loader.files import WeightsFile, open_weights
 from .layers import HostLinear, adopt
 from .sentencepiece import model_from_gguf

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ...multitalk_core.errors import InputError, WeightsError
-from ...multitalk_core.identify import FileKind, identify, require
-from ...multitalk_core.image import resize_for_clip
+from ...multitalk_core.files.identify import FileKind, identify, require
+from ...multitalk_core.inputs.photo import resize_for_clip
 from ...wan_gguf_loader.files import open_weights
 
 _PREFIX = "vision_model."

@@ -19,10 +19,10 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
-from ...multitalk_core.attention import PLAIN, Attend, Attends
-from ...multitalk_core.backends import torch_attention
-from ...multitalk_core.hooks import BlockCall, Hooks
-from ...multitalk_core.lrope import UNMOVED, Placement
+from ...multitalk_core.model.attention import PLAIN, Attend, Attends
+from ...multitalk_core.model.backends import torch_attention
+from ...multitalk_core.model.hooks import BlockCall, Hooks
+from ...multitalk_core.model.lrope import UNMOVED, Placement
 
 
 def wan_hooks(

@@ -23,12 +23,12 @@ from comfyui_multitalk.standalone.cli import main
 from comfyui_multitalk.tests.support.command import arguments, play, tone, write_voice
 
 if TYPE_CHECKING:
-    from comfyui_multitalk.tools.make_tiny import TinySet
+    from comfyui_multitalk.dev.make_tiny import TinySet
 
 
 @pytest.fixture(scope="module")
 def portrait(repository: Path) -> Path:
-    return repository / "examples" / "portrait.png"
+    return repository / "workflows" / "inputs" / "portrait.png"
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_generate_one_speaker_writes_a_video_as_long_as_the_voice(
 ) -> None:  # fmt: skip
     """The drawn portrait and the espeak-ng voice, in several segments."""
     path = tmp_path / "out.mp4"
-    voice = repository / "examples" / "voice.wav"
+    voice = repository / "workflows" / "inputs" / "voice.wav"
     line = arguments(
         tiny, "--json", image=portrait, audio=voice, output=path, size="48x32",
         segment_frames="33", motion_frames="5", lora=f"{tiny.lora}:0.5",
@@ -74,7 +74,8 @@ def _two_speakers(tmp_path: Path, tiny: TinySet, repository: Path, *extra: str) 
     listed = [word for voice in voices for word in ("--audio", str(voice))]
     return arguments(
         tiny, *listed, *extra, "--json",
-        image=repository / "examples" / "pair.png", output=tmp_path / "out.mp4", size="64x48",
+        image=repository / "workflows" / "inputs" / "pair.png",
+        output=tmp_path / "out.mp4", size="64x48",
     )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ def test_generate_two_speakers_lasts_as_long_as_their_timeline(
     tmp_path: Path, tiny: TinySet, repository: Path, mode: str, starts: tuple[str, ...],
     frames: int, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    with Image.open(repository / "examples" / "pair.png") as image:
+    with Image.open(repository / "workflows" / "inputs" / "pair.png") as image:
         width, height = image.size
     boxes = f"0,0,{width // 2},{height}", f"{width // 2},0,{width},{height}"
     extra = [word for box in boxes for word in ("--box", box)]

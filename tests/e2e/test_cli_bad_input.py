@@ -22,7 +22,7 @@ from comfyui_multitalk.tests.support.command import arguments, play, tone, write
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
 if TYPE_CHECKING:
-    from comfyui_multitalk.tools.make_tiny import TinySet
+    from comfyui_multitalk.dev.make_tiny import TinySet
 
 Damage = Callable[["TinySet", Path], Path]
 

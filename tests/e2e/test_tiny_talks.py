@@ -1,6 +1,6 @@
 """The shipped tiny set talks: few videos a row, looser bounds than the full table's.
 
-The full table is `python -m comfyui_multitalk.tools.evaluate_tiny`. Each row has a way of breaking
+The full table is `python -m comfyui_multitalk.dev.evaluate_tiny`. Each row has a way of breaking
 the method that must show: another voice, deaf audio layers, equal labels.
 """
 
@@ -15,17 +15,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comfyui_multitalk.tools.evaluate_tiny import measures, rows
-from comfyui_multitalk.tools.evaluate_tiny.scenes import Scene, Voice, cut_voices, draw_scenes
-from comfyui_multitalk.tools.evaluate_tiny.system import (
+from comfyui_multitalk.dev.evaluate_tiny import measures, rows
+from comfyui_multitalk.dev.evaluate_tiny.scenes import Scene, Voice, cut_voices, draw_scenes
+from comfyui_multitalk.dev.evaluate_tiny.system import (
     SAMPLING,
     Deaf,
     EqualLabels,
     Rewritten,
     System,
 )
-from comfyui_multitalk.tools.train_tiny.mouth import opening
-from comfyui_multitalk.tools.train_tiny.voices import load_voices
+from comfyui_multitalk.dev.train_tiny.mouth import opening
+from comfyui_multitalk.dev.train_tiny.voices import load_voices
 
 FRAMES = 33
 QUICK = replace(SAMPLING, steps=4, color_match=0.0)

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from comfyui_multitalk.tests.support.tiny import TinySet
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "example_workflows"
+FOLDER = ROOT / "workflows"
 WORKFLOWS = (
     "photo_to_talking_video",
     "photo_to_talking_video_quick",

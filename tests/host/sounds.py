@@ -79,6 +79,6 @@ def read(path: Path) -> tuple[npt.NDArray[np.float32], int]:
 
 def _voice(*, rate: int) -> Samples:
     """Give the first seconds of an example at another rate, by the nearest sample."""
-    channels, source_rate = read(graphs.ROOT / "examples" / "voice.wav")
+    channels, source_rate = read(graphs.ROOT / "workflows" / "inputs" / "voice.wav")
     nearest = (np.arange(int(SECONDS * rate)) * source_rate / rate).astype(int)
     return (channels[0, nearest] * 32767).astype(np.int16)

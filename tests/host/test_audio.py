@@ -15,10 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from comfyui_multitalk.drawing.speakers import Voice, draw_speakers
-from comfyui_multitalk.multitalk_core.audio import Mode, arrange, prepare_voice
 from comfyui_multitalk.multitalk_core.geometry import Box, Size
-from comfyui_multitalk.multitalk_core.masks import speaker_masks
+from comfyui_multitalk.multitalk_core.inputs.masks import speaker_masks
+from comfyui_multitalk.multitalk_core.inputs.voices import Mode, arrange, prepare_voice
+from comfyui_multitalk.nodes.drawing.speakers import Voice, draw_speakers
 from comfyui_multitalk.tests.host import graphs, sounds
 from comfyui_multitalk.tests.support.comfyui import failure
 
@@ -92,7 +92,7 @@ def drawn(
         for waveform, rate in recordings
     ]
     timeline = arrange(voices, mode=mode, starts=starts[: len(voices)])
-    with Image.open(graphs.ROOT / "examples" / (ONE, TWO)[len(voices) - 1]) as image:
+    with Image.open(graphs.ROOT / "workflows" / "inputs" / (ONE, TWO)[len(voices) - 1]) as image:
         photo = torch.from_numpy(np.array(image.convert("RGB")))
     masks = speaker_masks(regions[: len(voices)], photo=Size(*photo.shape[:2]))
     spans = zip(timeline.tracks, timeline.starts, timeline.stops, strict=True)

@@ -1,4 +1,4 @@
-"""Hosted use: the serverless handler on a server that has only the package, read-only, offline.
+"""Hosted use: the worker on a server that has only the package, read-only, offline.
 
 The server's models are on a volume that docs/hosting.md's `extra_model_paths.yaml` names. The first
 two jobs are done by the fixture: cold and warm. The docs' figures come from them.
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.host
 
-SERVERLESS = ROOT / "examples" / "serverless"
+HOSTING = ROOT / "hosting"
 LOADERS = {
     "MTK_LoadAdapter", "MTK_LoadCLIPVision", "MTK_LoadUMT5", "MTK_LoadWan", "MTK_LoadWav2Vec2",
     "VAELoader",
@@ -134,10 +134,10 @@ def without_override() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def serverless() -> Iterator[ModuleType]:
+def worker() -> Iterator[ModuleType]:
     """Give the handler's module, imported as a script's folder is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SERVERLESS)
+        patch.syspath_prepend(HOSTING)
         yield importlib.import_module("handler")
     for name in ("handler", "comfyui_client"):
         sys.modules.pop(name)
@@ -157,13 +157,13 @@ def point_at(hosted: Hosted, patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def jobs(hosted: Hosted, serverless: ModuleType) -> list[list[Event]]:
+def jobs(hosted: Hosted, worker: ModuleType) -> list[list[Event]]:
     """Give the events of a first and of a second job, with another photo and another voice."""
     with pytest.MonkeyPatch.context() as patch:
         point_at(hosted, patch)
         return [
-            do(serverless, job(image=photo("red"), audio=voice(0.6), prompt="a man")),
-            do(serverless, job(image=photo("blue"), audio=voice(0.8), prompt="a woman")),
+            do(worker, job(image=photo("red"), audio=voice(0.6), prompt="a man")),
+            do(worker, job(image=photo("blue"), audio=voice(0.8), prompt="a woman")),
         ]
 
 
@@ -192,11 +192,11 @@ def job(**fields: Any) -> dict[str, Any]:
     return {"id": "test", "input": encoded}
 
 
-def do(serverless: ModuleType, job: dict[str, Any]) -> list[Event]:
+def do(worker: ModuleType, job: dict[str, Any]) -> list[Event]:
     """Do a job to its end."""
 
     async def collect() -> list[Event]:
-        return [event async for event in serverless.handler(job)]
+        return [event async for event in worker.handler(job)]
 
     return in_a_loop(collect())
 
@@ -274,10 +274,10 @@ def test_package_reaches_for_no_network(hosted: Hosted, jobs: list[list[Event]])
 
 
 def test_large_video_comes_in_parts_runpod_takes(
-    serverless: ModuleType, monkeypatch: pytest.MonkeyPatch
+    worker: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serverless, "PART_BYTES", 1000)
-    events = do(serverless, job(sampler={"seed": 5}))
+    monkeypatch.setattr(worker, "PART_BYTES", 1000)
+    events = do(worker, job(sampler={"seed": 5}))
     content = video_of(events)
     assert sum(event["status"] == "video" for event in events) == -(-len(content) // 1000) > 1
     with av.open(io.BytesIO(content)) as file:
@@ -285,19 +285,19 @@ def test_large_video_comes_in_parts_runpod_takes(
 
 
 def test_video_goes_to_the_folder_of_results(
-    serverless: ModuleType, hosted: Hosted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    worker: ModuleType, hosted: Hosted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MULTITALK_RESULTS", str(tmp_path))
-    (path,) = [event["path"] for event in do(serverless, job()) if event["status"] == "done"]
+    (path,) = [event["path"] for event in do(worker, job()) if event["status"] == "done"]
     assert [str(file) for file in tmp_path.iterdir()] == [path]
     with av.open(path) as file:
         assert file.streams.video
     assert left_behind(hosted) == []
 
 
-def test_two_voices_take_the_workflow_for_two(serverless: ModuleType) -> None:
+def test_two_voices_take_the_workflow_for_two(worker: ModuleType) -> None:
     voices = [base64.b64encode(voice(seconds)).decode() for seconds in (0.5, 0.6)]
-    events = do(serverless, job(audio=voices))
+    events = do(worker, job(audio=voices))
     assert [event["status"] for event in events if event["status"] == "done"] == ["done"]
 
 
@@ -319,10 +319,10 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_job_fails_with_one_sentence_and_leaves_nothing(
-    serverless: ModuleType, hosted: Hosted, name: str
+    worker: ModuleType, hosted: Hosted, name: str
 ) -> None:
     fields, parts = BAD[name]
-    message = error(do(serverless, job(**fields)))
+    message = error(do(worker, job(**fields)))
     for part in parts:
         assert part in message
     assert "\n" not in message
@@ -330,7 +330,7 @@ def test_bad_job_fails_with_one_sentence_and_leaves_nothing(
 
 
 def test_cancelled_job_is_interrupted_and_leaves_nothing(
-    serverless: ModuleType, hosted: Hosted
+    worker: ModuleType, hosted: Hosted
 ) -> None:
     """As runpod does it: the task is cancelled while it waits for the next event."""
 
@@ -338,7 +338,7 @@ def test_cancelled_job_is_interrupted_and_leaves_nothing(
         sampling = asyncio.Event()
 
         async def work() -> None:
-            async for event in serverless.handler(job(sampler={"steps": 1000})):
+            async for event in worker.handler(job(sampler={"steps": 1000})):
                 if "step" in event:
                     sampling.set()
 
@@ -355,30 +355,30 @@ def test_cancelled_job_is_interrupted_and_leaves_nothing(
 
 
 def test_late_job_is_interrupted_and_says_so(
-    serverless: ModuleType, hosted: Hosted, monkeypatch: pytest.MonkeyPatch
+    worker: ModuleType, hosted: Hosted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MULTITALK_JOB_SECONDS", "2")
-    message = error(do(serverless, job(sampler={"steps": 1000})))
+    message = error(do(worker, job(sampler={"steps": 1000})))
     assert "stopped after 2 s" in message
     assert "MULTITALK_JOB_SECONDS" in message
     assert left_behind(hosted) == []
 
 
-def test_absent_comfyui_is_said(serverless: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_absent_comfyui_is_said(worker: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMFYUI_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("COMFYUI_START_SECONDS", "0")
-    assert "does not answer at http://127.0.0.1:9" in error(do(serverless, job()))
+    assert "does not answer at http://127.0.0.1:9" in error(do(worker, job()))
 
 
-def test_handler_is_what_runpod_takes_for_a_stream(serverless: ModuleType) -> None:
-    assert inspect.isasyncgenfunction(serverless.handler)
-    assert list(inspect.signature(serverless.handler).parameters) == ["job"]
+def test_handler_is_what_runpod_takes_for_a_stream(worker: ModuleType) -> None:
+    assert inspect.isasyncgenfunction(worker.handler)
+    assert list(inspect.signature(worker.handler).parameters) == ["job"]
 
 
 def test_script_without_runpod_says_how_to_get_it() -> None:
     blocked = "import sys; sys.modules['runpod'] = None; import handler; handler.main([])"
     done = subprocess.run(
-        [sys.executable, "-c", blocked], cwd=SERVERLESS, capture_output=True, text=True, check=False
+        [sys.executable, "-c", blocked], cwd=HOSTING, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert "pip install runpod" in done.stderr
@@ -388,7 +388,7 @@ def test_script_does_a_job_of_a_file_without_runpod(hosted: Hosted, tmp_path: Pa
     described, video = tmp_path / "job.json", tmp_path / "video.mp4"
     described.write_text(json.dumps(job()))
     done = subprocess.run(
-        [sys.executable, str(SERVERLESS / "handler.py"), "--job", str(described), "-o", str(video)],
+        [sys.executable, str(HOSTING / "handler.py"), "--job", str(described), "-o", str(video)],
         capture_output=True,
         text=True,
         check=False,

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from comfyui_multitalk.dev.make_tiny import SEED
+from comfyui_multitalk.dev.tiny import wan
 from comfyui_multitalk.tests.host.digests import free, shown, talking
 from comfyui_multitalk.tests.host.graphs import Graph
 from comfyui_multitalk.tools.convert import convert
-from comfyui_multitalk.tools.make_tiny import SEED
-from comfyui_multitalk.tools.tiny import wan
 
 if TYPE_CHECKING:
     from comfyui_multitalk.tests.support.comfyui import Server

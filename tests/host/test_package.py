@@ -28,12 +28,12 @@ HOW_TO_GET = (
     "There is no comfy-cli. Give it an environment of its own, such as `python -m venv "
     ".cache/comfy-cli && .cache/comfy-cli/bin/pip install comfy-cli==1.23.0`, or set COMFY_CLI."
 )
-NEVER = {".ci", "benchmarks", "models", "scripts", "tests", "tools"}
+NEVER = {".ci", "dev", "models", "scripts", "tests", "tools"}
 NEEDED = {
     "__init__.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "NOTICE",
-    "docs/hosting.md", "examples/portrait.png", "examples/serverless/handler.py",
-    "example_workflows/api/photo_to_talking_video.json",
-    "example_workflows/photo_to_talking_video.json", "web/docs/MTK_Sampler.md",
+    "docs/hosting.md", "workflows/inputs/portrait.png", "hosting/handler.py",
+    "workflows/api/photo_to_talking_video.json",
+    "workflows/photo_to_talking_video.json", "web/docs/MTK_Sampler.md",
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_package_holds_what_users_need_and_nothing_of_the_workshop() -> None:
 def _tracked_code() -> set[str]:
     return {
         str(path.relative_to(ROOT))
-        for room in ("nodes", "multitalk_core", "wan_gguf_loader", "standalone", "drawing")
+        for room in ("nodes", "multitalk_core", "wan_gguf_loader", "standalone")
         for path in (ROOT / room).rglob("*.py")
     }
 

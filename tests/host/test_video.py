@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from comfyui_multitalk.drawing.strip import draw_strip
+from comfyui_multitalk.nodes.drawing.strip import draw_strip
 from comfyui_multitalk.tests.host import graphs, sounds
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def test_strip_of_a_video_without_sound_says_so(server: Server) -> None:
         }
     )
     (picture,) = Made(server, history).pictures("strip")
-    with Image.open(graphs.ROOT / "examples" / "portrait.png") as image:
+    with Image.open(graphs.ROOT / "workflows" / "inputs" / "portrait.png") as image:
         frames = torch.from_numpy(np.array(image.convert("RGB")))[None]
     expected = draw_strip(frames, waveform=None, sample_rate=1, fps=8)
     assert np.abs(picture.astype(int) - expected.numpy()).mean() < 0.6

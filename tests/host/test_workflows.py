@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.host
 
-EXAMPLES = graphs.ROOT / "examples"
+EXAMPLES = graphs.ROOT / "workflows" / "inputs"
 SOUNDS = {name: ("voice.wav",) for name in graphs.WORKFLOWS}
 SOUNDS["two_speakers"] = ("left.wav", "right.wav")
 SIZES = {name: (64, 64) for name in graphs.WORKFLOWS}  # width, height

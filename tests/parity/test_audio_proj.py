@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comfyui_multitalk.tools.parity.audio_proj import compare, load_projection
-from comfyui_multitalk.tools.parity.golden import GoldenFile
+from comfyui_multitalk.dev.parity.audio_proj import compare, load_projection
+from comfyui_multitalk.dev.parity.golden import GoldenFile
 
 GOLDEN = Path(__file__).parent / "golden" / "audio_proj.safetensors"
 

@@ -12,16 +12,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from comfyui_multitalk.multitalk_core.config import ModelConfig
-from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_inputs, small_model
-from comfyui_multitalk.tools.parity.dit import (
+from comfyui_multitalk.dev.parity.dit import (
     TOLERANCE,
     compare,
     load_model,
     record,
     token_masks,
 )
-from comfyui_multitalk.tools.parity.golden import GoldenFile, largest_error
+from comfyui_multitalk.dev.parity.golden import GoldenFile, largest_error
+from comfyui_multitalk.multitalk_core.config import ModelConfig
+from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_inputs, small_model
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = ["dit_tiny_single.safetensors", "dit_tiny_two_speakers.safetensors"]

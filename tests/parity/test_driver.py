@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comfyui_multitalk.tools.parity.driver import describe, main
-from comfyui_multitalk.tools.parity.golden import GoldenFile, Row
+from comfyui_multitalk.dev.parity.driver import describe, main
+from comfyui_multitalk.dev.parity.golden import GoldenFile, Row
 
 GOLDEN = Path(__file__).parent / "golden"
 LROPE = GOLDEN / "lrope.safetensors"

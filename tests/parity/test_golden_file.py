@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comfyui_multitalk.tools.parity.golden import GoldenFile, Row, require_rows, row
+from comfyui_multitalk.dev.parity.golden import GoldenFile, Row, require_rows, row
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor], **config: object) -> Path:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comfyui_multitalk.tools.parity.golden import GoldenFile
-from comfyui_multitalk.tools.parity.lrope import compare
+from comfyui_multitalk.dev.parity.golden import GoldenFile
+from comfyui_multitalk.dev.parity.lrope import compare
 
 GOLDEN = Path(__file__).parent / "golden" / "lrope.safetensors"
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comfyui_multitalk.multitalk_core.color import match_color
-from comfyui_multitalk.tools.parity.golden import GoldenFile
-from comfyui_multitalk.tools.parity.preprocess import compare
+from comfyui_multitalk.dev.parity.golden import GoldenFile
+from comfyui_multitalk.dev.parity.preprocess import compare
+from comfyui_multitalk.multitalk_core.method.color import match_color
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocess.safetensors"
 

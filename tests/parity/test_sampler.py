@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from comfyui_multitalk.dev.parity.dit import load_model
+from comfyui_multitalk.dev.parity.golden import GoldenFile
+from comfyui_multitalk.dev.parity.sampler import compare, compare_variant, upstream_masks
+from comfyui_multitalk.dev.parity.sampler_run import Variant, run
 from comfyui_multitalk.tests.support.sampler_file import save_sampler_file
-from comfyui_multitalk.tools.parity.dit import load_model
-from comfyui_multitalk.tools.parity.golden import GoldenFile
-from comfyui_multitalk.tools.parity.sampler import compare, compare_variant, upstream_masks
-from comfyui_multitalk.tools.parity.sampler_run import Variant, run
 
 GOLDEN = Path(__file__).parent / "golden"
 MULTITALK = GOLDEN / "sampler_tiny.safetensors"

@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from comfyui_multitalk.tools.parity.vae import compare
+from comfyui_multitalk.dev.parity.vae import compare
 
 GOLDEN = Path(__file__).parent / "golden" / "vae_tiny.safetensors"
 

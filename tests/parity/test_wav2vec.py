@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from comfyui_multitalk.multitalk_core.audio_features import audio_features, wav2vec2_config
-from comfyui_multitalk.tools.parity.golden import GoldenFile, Row
-from comfyui_multitalk.tools.parity.wav2vec import compare, load_variant
+from comfyui_multitalk.dev.parity.golden import GoldenFile, Row
+from comfyui_multitalk.dev.parity.wav2vec import compare, load_variant
+from comfyui_multitalk.multitalk_core.inputs.features import audio_features, wav2vec2_config
 
 GOLDEN = Path(__file__).parent / "golden" / "wav2vec_tiny.safetensors"
 BF16_TOLERANCE = 0.03

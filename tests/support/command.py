@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from comfyui_multitalk.tools.make_tiny import TinySet
+    from comfyui_multitalk.dev.make_tiny import TinySet
 
 
 def arguments(tiny: TinySet, *extra: str | Path, **replaced: str | Path | None) -> list[str]:

@@ -50,7 +50,7 @@ def server(
 ) -> Iterator[Server]:
     """Give a running server with the tiny set in its model folders and the examples as input."""
     server = Server(comfyui, tmp_path_factory.mktemp("comfyui"), Launch(model_paths=_PATHS))
-    fill_folders(server.base, tiny=tiny, examples=repository / "examples")
+    fill_folders(server.base, tiny=tiny, examples=repository / "workflows" / "inputs")
     server.start()
     try:
         yield server

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -14,32 +14,34 @@ HOST_MODULES = frozenset(
     | {"node_helpers", "nodes", "server"}
 )
 _UNREADABLE = "<computed name>"
-_ROOMS = frozenset({"drawing", "multitalk_core", "wan_gguf_loader", "nodes", "standalone"})
+_ROOMS = frozenset({"multitalk_core", "wan_gguf_loader", "nodes", "standalone"})
 _STANDALONE = frozenset(
     {"av", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "sentencepiece"}
     | {"tokenizers", "torch", "tqdm", "transformers"}
 )
-_STDLIB_ONLY = frozenset({"errors", "config", "geometry", "segments"})
+_STDLIB_ONLY = frozenset({"errors", "config", "geometry", "method.segments"})
 _CORE_EXTRAS = {
-    "audio": {"numpy", "librosa", "pyloudnorm"},
-    "audio_features": {"transformers"},
-    "backends": {"flash_attn", "sageattention"},
-    "weights": {"safetensors"},
+    "inputs.voices": {"numpy", "librosa", "pyloudnorm"},
+    "inputs.features": {"transformers"},
+    "model.backends": {"flash_attn", "sageattention"},
+    "files.sizes": {"safetensors"},
 }
 # Low to high; a module may import its own level and those below.
 _CORE_LEVELS = (
-    {"errors", "config", "geometry", "segments"},
+    {"errors", "config", "geometry", "method.segments"},
     {"protocols"},
-    {"image", "color", "audio", "masks", "lrope", "seams", "kernels", "memory"},
-    {"elementwise"},
-    {"attention", "audio_features", "audio_tokens"},
-    {"hooks", "backends"},
-    {"block", "schedule", "guidance", "identify", "weights"},
-    {"dit"},
-    {"conditioning", "step_cache", "sampler"},
-    {"pipeline"},
+    {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
+    {"model.lrope", "model.kernels", "model.memory"},
+    {"model.elementwise"},
+    {"model.attention", "model.audio_tokens", "inputs.features"},
+    {"model.hooks", "model.backends"},
+    {"model.block", "method.schedule", "method.guidance", "files.identify", "files.sizes"},
+    {"model.dit"},
+    {"method.conditioning", "method.step_cache", "method.sampler"},
+    {"engine"},
 )
 _LEVEL = {name: level for level, names in enumerate(_CORE_LEVELS) for name in names}
+_CORE_ROOMS = frozenset({"model", "method", "inputs", "files"})
 
 
 class Import(NamedTuple):
@@ -71,7 +73,11 @@ def violations(source: str, *, place: str) -> list[str]:
         for item in imports(source, place=place)
         if (offence := _offence(item, path))
     ]
-    if path.parts[0] == "multitalk_core" and _module(path) not in {*_LEVEL, "__init__"}:
+    if (
+        path.parts[0] == "multitalk_core"
+        and path.stem != "__init__"
+        and _module(path) not in _LEVEL
+    ):
         found.append(f"{place}: has no level yet; give it one in tests/support/imports.py")
     return list(dict.fromkeys(found))
 
@@ -126,7 +132,7 @@ def _own_offence(item: Import, path: PurePosixPath, inner: list[str]) -> str | N
         return f"{_room(path)} may not import {room or 'the root of the pack'}"
     if path.parts[0] != "multitalk_core":
         return None
-    own, other = _module(path), inner[1] if len(inner) > 1 else ""
+    own, other = _module(path), _core_module(inner[1:])
     if own in _STDLIB_ONLY and other not in _STDLIB_ONLY:
         return f"{own} may not import {other or room}"
     if own in _LEVEL and _LEVEL.get(other, len(_LEVEL)) > _LEVEL[own]:
@@ -139,22 +145,26 @@ def _room(path: PurePosixPath) -> str:
 
 
 def _module(path: PurePosixPath) -> str:
-    return path.with_suffix("").parts[1]
+    """Name a file inside its room, such as `model.dit`; of core's kernels their folder."""
+    return _core_module(path.with_suffix("").parts[1:])
+
+
+def _core_module(parts: Sequence[str]) -> str:
+    return ".".join(parts[: 2 if parts and parts[0] in _CORE_ROOMS else 1])
 
 
 def _rule(path: PurePosixPath) -> _Rule:
     room = _room(path)
     if room == "the root":
         return _Rule({"nodes"}, {"comfy_api"})
+    if room == "nodes" and path.parts[1] == "drawing":
+        return _Rule({room}, {"torch", "numpy", "PIL"})
     if room == "nodes":
         bridge = {"comfy", "folder_paths", "node_helpers", "latent_preview"}
-        extra = bridge if _module(path) == "host" else set()
-        own = {"nodes", "drawing", "multitalk_core", "wan_gguf_loader"}
-        return _Rule(own, {"torch", "comfy_api"} | extra)
+        extra = bridge if path.with_suffix("").parts[1] == "host" else set()
+        return _Rule({"nodes", "multitalk_core", "wan_gguf_loader"}, {"torch", "comfy_api"} | extra)
     if room == "standalone":
-        return _Rule({room, "drawing", "multitalk_core", "wan_gguf_loader"}, _STANDALONE)
-    if room == "drawing":
-        return _Rule({room}, {"torch", "numpy", "PIL"})
+        return _Rule({room, "multitalk_core", "wan_gguf_loader"}, _STANDALONE)
     if room == "wan_gguf_loader":
         return _Rule({room}, {"torch", "numpy", "safetensors", "gguf"} | _triton(path))
     own_module = _module(path)

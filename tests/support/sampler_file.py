@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from comfyui_multitalk.dev.parity.golden import GoldenFile
+from comfyui_multitalk.dev.parity.sampler import upstream_masks
+from comfyui_multitalk.dev.parity.sampler_run import Chunk, Variant, run, upstream_maps
 from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
-from comfyui_multitalk.tools.parity.golden import GoldenFile
-from comfyui_multitalk.tools.parity.sampler import upstream_masks
-from comfyui_multitalk.tools.parity.sampler_run import Chunk, Variant, run, upstream_maps
 
 _FRAMES, _MOTION = 9, 5
 _SIZE = (32, 64)

@@ -15,7 +15,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "tests" / "host" / "schema.json"
 LOCALES = ROOT / "locales"
-REWRITE = "python -m comfyui_multitalk.tools.schema"
+REWRITE = "python -m comfyui_multitalk.dev.schema"
 PREFIX = "MTK_"
 
 _MODEL_FILES = (".gguf", ".safetensors", ".sft")

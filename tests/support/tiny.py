@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from comfyui_multitalk.dev.make_tiny import TinySet, make_tiny
 from comfyui_multitalk.tests.support.once import CACHE, one_at_a_time
-from comfyui_multitalk.tools.make_tiny import TinySet, make_tiny
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
-from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
+from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 

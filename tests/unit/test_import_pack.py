@@ -45,7 +45,7 @@ def test_import_pack_without_comfy_has_no_side_effects(repository: Path) -> None
 
 def test_packages_of_pyproject_are_all_that_ship(repository: Path) -> None:
     listed = tomllib.loads((repository / "pyproject.toml").read_text())["tool"]["setuptools"]
-    rooms = ("drawing", "multitalk_core", "nodes", "standalone", "wan_gguf_loader")
+    rooms = ("multitalk_core", "nodes", "standalone", "wan_gguf_loader")
     found = {
         ".".join(("comfyui_multitalk", *file.parent.relative_to(repository).parts))
         for room in rooms
@@ -61,7 +61,7 @@ def test_dependencies_of_pyproject_leave_torch_to_the_host(repository: Path) -> 
 
 
 def test_no_module_imports_what_windows_or_macos_lacks(repository: Path) -> None:
-    rooms = ("drawing", "multitalk_core", "nodes", "standalone", "wan_gguf_loader")
+    rooms = ("multitalk_core", "nodes", "standalone", "wan_gguf_loader")
     files = [
         file
         for room in rooms

@@ -12,12 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sentencepiece import SentencePieceProcessor
 
-from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
-from comfyui_multitalk.tools.make_tiny import main, make_tiny
-from comfyui_multitalk.tools.tiny import vae, wan
+from comfyui_multitalk.dev.make_tiny import main, make_tiny
+from comfyui_multitalk.dev.tiny import vae, wan
+from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 
 if TYPE_CHECKING:
-    from comfyui_multitalk.tools.make_tiny import TinySet
+    from comfyui_multitalk.dev.make_tiny import TinySet
 
 
 def test_make_tiny_twice_gives_the_same_bytes(tiny: TinySet, tmp_path: Path) -> None:

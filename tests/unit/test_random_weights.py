@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from comfyui_multitalk.benchmarks.random_weights import (
+from comfyui_multitalk.dev.benchmarks.random_weights import (
     RandomPool,
     small_sizes,
     write_files,

@@ -44,7 +44,7 @@ def test_readme_links_lead_to_files(readme: str, repository: Path) -> None:
 
 
 def test_readme_names_examples_that_are_there(readme: str, repository: Path) -> None:
-    names = set(re.findall(r"examples/[\w.]+\w", readme))
+    names = set(re.findall(r"workflows/inputs/[\w.]+\w", readme))
     assert len(names) > 3
     assert [name for name in names if not (repository / name).exists()] == []
 

@@ -20,7 +20,7 @@ from ..types import TYPES_BY_NAME
 _MANY_THREADS = (4096, 4)
 _FEW_THREADS = (2048, 1)
 """Values of a program, and warps: few threads with many values each suit the types that take the
-most arithmetic. Measured on an H100, `benchmarks/results`."""
+most arithmetic. Measured on an H100, `dev/benchmarks/results`."""
 
 
 def dequantize_into(out: Tensor, packed: Tensor, type: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 _PLAIN, _NORM, _GELU = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 _VALUES_A_WARP = 4096
-"""Few warps of many values each; measured on an H100, `benchmarks/results`."""
+"""Few warps of many values each; measured on an H100, `dev/benchmarks/results`."""
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

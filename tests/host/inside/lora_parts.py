@@ -19,10 +19,10 @@ from comfy.weight_adapter.lora import LoRAAdapter
 from comfy_extras.nodes_model_merging import ModelMergeSimple, ModelSave
 from safetensors.torch import save_file
 
+from comfyui_multitalk.dev.tiny import wan
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.nodes.host import lora, model
 from comfyui_multitalk.tools.convert import convert
-from comfyui_multitalk.tools.tiny import wan
 
 SEED = 11
 

@@ -30,9 +30,9 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from comfy_extras.nodes_rope import ScaleROPE
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
-from comfyui_multitalk.multitalk_core import backends
-from comfyui_multitalk.multitalk_core.attention import attend
 from comfyui_multitalk.multitalk_core.errors import InputError
+from comfyui_multitalk.multitalk_core.model import backends
+from comfyui_multitalk.multitalk_core.model.attention import attend
 from comfyui_multitalk.nodes.host import model
 
 Change = Callable[[Any], Any]

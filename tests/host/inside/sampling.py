@@ -29,10 +29,10 @@ from comfy.taesd.taehv import TAEHV
 from safetensors.torch import save_file
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.conditioning import Condition, Motion
 from comfyui_multitalk.multitalk_core.config import ApgConfig
 from comfyui_multitalk.multitalk_core.errors import InputError
-from comfyui_multitalk.multitalk_core.sampler import SegmentModel, solve
+from comfyui_multitalk.multitalk_core.method.conditioning import Condition, Motion
+from comfyui_multitalk.multitalk_core.method.sampler import SegmentModel, solve
 from comfyui_multitalk.nodes.host import sampling
 
 SCALES = {

@@ -14,9 +14,9 @@ from scene import distance
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.conditioning import Condition, Motion
 from comfyui_multitalk.multitalk_core.config import ApgConfig, SamplingConfig
-from comfyui_multitalk.multitalk_core.sampler import SegmentModel, solve
+from comfyui_multitalk.multitalk_core.method.conditioning import Condition, Motion
+from comfyui_multitalk.multitalk_core.method.sampler import SegmentModel, solve
 from comfyui_multitalk.nodes.host import sampling
 
 STEPS = 8

@@ -15,13 +15,13 @@ from comfy_extras.nodes_custom_sampler import KSamplerSelect, RandomNoise, Sampl
 from comfy_extras.nodes_wan import WanImageToVideo
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.audio import Sound, Timeline
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
-from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
+from comfyui_multitalk.multitalk_core.engine import Speech, Step, generate
 from comfyui_multitalk.multitalk_core.geometry import Size
-from comfyui_multitalk.multitalk_core.masks import speaker_masks
-from comfyui_multitalk.multitalk_core.pipeline import Speech, Step, generate
-from comfyui_multitalk.multitalk_core.sampler import Solver
+from comfyui_multitalk.multitalk_core.inputs.masks import speaker_masks
+from comfyui_multitalk.multitalk_core.inputs.voices import Sound, Timeline
+from comfyui_multitalk.multitalk_core.method.sampler import Solver
+from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.nodes.guider import MultiTalkGuider
 from comfyui_multitalk.nodes.host import model, sampling, text, vision
 from comfyui_multitalk.nodes.host.session import Session

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from comfyui_multitalk.benchmarks.speed.counting import CountingOps, Transfers, decodings
-from comfyui_multitalk.benchmarks.speed.e2e import shares
-from comfyui_multitalk.benchmarks.speed.flops import Rates, floor_seconds, forward_flops
-from comfyui_multitalk.benchmarks.speed.measure import Spread
-from comfyui_multitalk.benchmarks.speed.packing import random_packed
-from comfyui_multitalk.benchmarks.speed.report import Column, Report, Table
-from comfyui_multitalk.benchmarks.speed.scales import SCALES
-from comfyui_multitalk.benchmarks.speed.weights import random_model, weight_type
-from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
+from comfyui_multitalk.dev.benchmarks.speed.counting import CountingOps, Transfers, decodings
+from comfyui_multitalk.dev.benchmarks.speed.e2e import shares
+from comfyui_multitalk.dev.benchmarks.speed.flops import Rates, floor_seconds, forward_flops
+from comfyui_multitalk.dev.benchmarks.speed.measure import Spread
+from comfyui_multitalk.dev.benchmarks.speed.packing import random_packed
+from comfyui_multitalk.dev.benchmarks.speed.report import Column, Report, Table
+from comfyui_multitalk.dev.benchmarks.speed.scales import SCALES
+from comfyui_multitalk.dev.benchmarks.speed.weights import random_model, weight_type
+from comfyui_multitalk.dev.tiny.wan import is_audio
+from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.tools.convert import choose_type
-from comfyui_multitalk.tools.tiny.wan import is_audio
 from comfyui_multitalk.wan_gguf_loader.dequant import PACKED_TYPES, dequantize
 
 FULL = SCALES["14b"]

@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.benchmarks.speed import bench as benches
-from comfyui_multitalk.benchmarks.speed import floor, memory
-from comfyui_multitalk.benchmarks.speed.bench import Bench
-from comfyui_multitalk.benchmarks.speed.flops import floor_seconds
-from comfyui_multitalk.benchmarks.speed.forward import timed_forward
-from comfyui_multitalk.benchmarks.speed.report import Table
-from comfyui_multitalk.benchmarks.speed.sampling import sample
-from comfyui_multitalk.benchmarks.speed.scales import SCALES
-from comfyui_multitalk.benchmarks.speed.weights import random_model
-from comfyui_multitalk.multitalk_core.attention import attend
-from comfyui_multitalk.multitalk_core.backends import Backend
+from comfyui_multitalk.dev.benchmarks.speed import bench as benches
+from comfyui_multitalk.dev.benchmarks.speed import floor, memory
+from comfyui_multitalk.dev.benchmarks.speed.bench import Bench
+from comfyui_multitalk.dev.benchmarks.speed.flops import floor_seconds
+from comfyui_multitalk.dev.benchmarks.speed.forward import timed_forward
+from comfyui_multitalk.dev.benchmarks.speed.report import Table
+from comfyui_multitalk.dev.benchmarks.speed.sampling import sample
+from comfyui_multitalk.dev.benchmarks.speed.scales import SCALES
+from comfyui_multitalk.dev.benchmarks.speed.weights import random_model
+from comfyui_multitalk.multitalk_core.model.attention import attend
+from comfyui_multitalk.multitalk_core.model.backends import Backend
 
 
 @pytest.fixture

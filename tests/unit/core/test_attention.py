@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from comfyui_multitalk.multitalk_core import attention
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
 from comfyui_multitalk.multitalk_core.geometry import GridSize
-from comfyui_multitalk.multitalk_core.lrope import grid_rotation
+from comfyui_multitalk.multitalk_core.model import attention
+from comfyui_multitalk.multitalk_core.model.lrope import grid_rotation
 from comfyui_multitalk.multitalk_core.protocols import TorchOps
 from comfyui_multitalk.tests.support.transformer import draw_weights
 

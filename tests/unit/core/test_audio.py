@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.audio import (
+from comfyui_multitalk.multitalk_core.errors import InputError
+from comfyui_multitalk.multitalk_core.inputs.voices import (
     Mode,
     arrange,
     check_voice,
     mix,
     prepare_voice,
 )
-from comfyui_multitalk.multitalk_core.errors import InputError
 
 RATE = 16000
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining, Wav2Vec2Model
 
-from comfyui_multitalk.multitalk_core.audio_features import (
+from comfyui_multitalk.multitalk_core.errors import InputError, WeightsError
+from comfyui_multitalk.multitalk_core.inputs.features import (
     audio_features,
     conv_features,
     load_wav2vec2,
     normalized_track,
     wav2vec2_config,
 )
-from comfyui_multitalk.multitalk_core.errors import InputError, WeightsError
 
 SIZES = {
     "hidden_size": 64,

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from comfyui_multitalk.multitalk_core.audio_tokens import (
+from comfyui_multitalk.multitalk_core.errors import InputError
+from comfyui_multitalk.multitalk_core.model.audio_tokens import (
     AudioProjection,
     first_frame,
     join_speakers,
     later_frames,
     window_features,
 )
-from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.protocols import TorchOps
 from comfyui_multitalk.tests.support.transformer import AUDIO, draw_weights
 

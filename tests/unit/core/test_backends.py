@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from comfyui_multitalk.multitalk_core import backends
-from comfyui_multitalk.multitalk_core.attention import attend
-from comfyui_multitalk.multitalk_core.backends import (
+from comfyui_multitalk.multitalk_core.errors import InputError
+from comfyui_multitalk.multitalk_core.model import backends
+from comfyui_multitalk.multitalk_core.model.attention import attend
+from comfyui_multitalk.multitalk_core.model.backends import (
     AttentionName,
     Backend,
     torch_attention,
     video_attention,
 )
-from comfyui_multitalk.multitalk_core.errors import InputError
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 BF16 = torch.bfloat16

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.color import lab_to_rgb, match_color, rgb_to_lab
 from comfyui_multitalk.multitalk_core.errors import InputError
+from comfyui_multitalk.multitalk_core.method.color import lab_to_rgb, match_color, rgb_to_lab
 
 
 def picture(*shape: int, seed: int, low: float = -0.4, high: float = 0.4) -> Tensor:

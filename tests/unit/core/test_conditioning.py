@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from comfyui_multitalk.multitalk_core.conditioning import (
+from comfyui_multitalk.multitalk_core.method.conditioning import (
     Condition,
     Motion,
     condition_segment,
     encode_condition,
 )
-from comfyui_multitalk.multitalk_core.segments import Segment
+from comfyui_multitalk.multitalk_core.method.segments import Segment
 from comfyui_multitalk.tests.support.stand_ins import MeanImageEncoder, MeanVAE
 
 

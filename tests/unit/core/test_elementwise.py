@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core import elementwise
-from comfyui_multitalk.multitalk_core.lrope import Rotation
+from comfyui_multitalk.multitalk_core.model import elementwise
+from comfyui_multitalk.multitalk_core.model.lrope import Rotation
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
 kernels = pytest.importorskip("comfyui_multitalk.multitalk_core.kernels.elementwise")

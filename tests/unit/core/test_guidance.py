@@ -8,7 +8,7 @@ from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.config import ApgConfig, SamplingConfig
 from comfyui_multitalk.multitalk_core.errors import InputError
-from comfyui_multitalk.multitalk_core.guidance import (
+from comfyui_multitalk.multitalk_core.method.guidance import (
     FULL,
     UNCONDITIONAL,
     WITHOUT_AUDIO,

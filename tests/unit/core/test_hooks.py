@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.attention import Attends, attend
 from comfyui_multitalk.multitalk_core.geometry import GridSize
-from comfyui_multitalk.multitalk_core.hooks import NO_HOOKS, BlockCall, Hooks
-from comfyui_multitalk.multitalk_core.lrope import Placement, grid_rotation
+from comfyui_multitalk.multitalk_core.model.attention import Attends, attend
+from comfyui_multitalk.multitalk_core.model.hooks import NO_HOOKS, BlockCall, Hooks
+from comfyui_multitalk.multitalk_core.model.lrope import Placement, grid_rotation
 from comfyui_multitalk.tests.support.transformer import CONFIG, small_inputs, small_model
 
 MODEL = small_model()

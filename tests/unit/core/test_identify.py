@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from comfyui_multitalk.multitalk_core.errors import WeightsError
-from comfyui_multitalk.multitalk_core.identify import (
+from comfyui_multitalk.multitalk_core.files.identify import (
     FileKind,
     Identity,
     Shapes,

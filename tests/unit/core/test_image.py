@@ -11,7 +11,7 @@ from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.geometry import Size, cover_crop
-from comfyui_multitalk.multitalk_core.image import (
+from comfyui_multitalk.multitalk_core.inputs.photo import (
     prepare,
     resize_bilinear,
     resize_for_clip,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from comfyui_multitalk.multitalk_core import lrope
 from comfyui_multitalk.multitalk_core.geometry import GridSize
+from comfyui_multitalk.multitalk_core.model import lrope
 
 CPU = torch.device("cpu")
 

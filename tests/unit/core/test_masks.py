@@ -8,7 +8,7 @@ from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.geometry import Box, Size
-from comfyui_multitalk.multitalk_core.masks import fit_masks, speaker_masks, to_tokens
+from comfyui_multitalk.multitalk_core.inputs.masks import fit_masks, speaker_masks, to_tokens
 
 PHOTO = Size(40, 60)
 LEFT, RIGHT = Box(5, 10, 20, 30), Box(35, 10, 50, 30)

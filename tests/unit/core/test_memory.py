@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.memory import Memory
+from comfyui_multitalk.multitalk_core.model.memory import Memory
 from comfyui_multitalk.tests.support.transformer import small_inputs, small_model
 
 

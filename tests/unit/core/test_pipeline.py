@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core import pipeline
-from comfyui_multitalk.multitalk_core.color import match_color
+from comfyui_multitalk.multitalk_core import engine as pipeline
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
+from comfyui_multitalk.multitalk_core.engine import Speech, Step
 from comfyui_multitalk.multitalk_core.errors import InputError, MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
-from comfyui_multitalk.multitalk_core.image import prepare
-from comfyui_multitalk.multitalk_core.pipeline import Speech, Step
-from comfyui_multitalk.multitalk_core.segments import Segment
+from comfyui_multitalk.multitalk_core.inputs.photo import prepare
+from comfyui_multitalk.multitalk_core.method.color import match_color
+from comfyui_multitalk.multitalk_core.method.segments import Segment
 from comfyui_multitalk.tests.support.stand_ins import MeanImageEncoder, MeanVAE
 from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
 

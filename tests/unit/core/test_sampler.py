@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from comfyui_multitalk.multitalk_core import pipeline
-from comfyui_multitalk.multitalk_core.attention import Attends, attend
-from comfyui_multitalk.multitalk_core.conditioning import Motion, draw_noise
+from comfyui_multitalk.multitalk_core import engine as pipeline
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
+from comfyui_multitalk.multitalk_core.engine import Speech, Step
 from comfyui_multitalk.multitalk_core.errors import MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
-from comfyui_multitalk.multitalk_core.guidance import FULL, UNCONDITIONAL, WITHOUT_TEXT
-from comfyui_multitalk.multitalk_core.pipeline import Speech, Step
-from comfyui_multitalk.multitalk_core.sampler import SegmentModel, euler, silent, solve
-from comfyui_multitalk.multitalk_core.schedule import add_noise, timesteps
+from comfyui_multitalk.multitalk_core.method.conditioning import Motion, draw_noise
+from comfyui_multitalk.multitalk_core.method.guidance import FULL, UNCONDITIONAL, WITHOUT_TEXT
+from comfyui_multitalk.multitalk_core.method.sampler import SegmentModel, euler, silent, solve
+from comfyui_multitalk.multitalk_core.method.schedule import add_noise, timesteps
+from comfyui_multitalk.multitalk_core.model.attention import Attends, attend
 from comfyui_multitalk.tests.support.stand_ins import MeanImageEncoder, MeanVAE
 from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
 

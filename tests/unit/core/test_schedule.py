@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from comfyui_multitalk.multitalk_core.schedule import (
+from comfyui_multitalk.multitalk_core.method.schedule import (
     add_noise,
     clean_estimate,
     euler_step,

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.seams import fade, join
-from comfyui_multitalk.multitalk_core.segments import SegmentPlan, plan, upstream_plan
+from comfyui_multitalk.multitalk_core.method.seams import fade, join
+from comfyui_multitalk.multitalk_core.method.segments import SegmentPlan, plan, upstream_plan
 
 
 def shade(values: list[float]) -> Tensor:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from comfyui_multitalk.multitalk_core.errors import InputError
-from comfyui_multitalk.multitalk_core.segments import SegmentPlan, plan, upstream_plan
+from comfyui_multitalk.multitalk_core.method.segments import SegmentPlan, plan, upstream_plan
 
 
 def kept_frames(made: SegmentPlan) -> list[int]:

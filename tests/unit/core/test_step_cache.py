@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.conditioning import Motion, draw_noise
 from comfyui_multitalk.multitalk_core.config import ApgConfig, SamplingConfig
-from comfyui_multitalk.multitalk_core.guidance import (
+from comfyui_multitalk.multitalk_core.method.conditioning import Motion, draw_noise
+from comfyui_multitalk.multitalk_core.method.guidance import (
     FULL,
     UNCONDITIONAL,
     WITHOUT_AUDIO,
@@ -22,9 +22,9 @@ from comfyui_multitalk.multitalk_core.guidance import (
     Guidance,
     Pass,
 )
-from comfyui_multitalk.multitalk_core.sampler import euler, solve
-from comfyui_multitalk.multitalk_core.schedule import Moment, moment, timesteps
-from comfyui_multitalk.multitalk_core.step_cache import StepCache
+from comfyui_multitalk.multitalk_core.method.sampler import euler, solve
+from comfyui_multitalk.multitalk_core.method.schedule import Moment, moment, timesteps
+from comfyui_multitalk.multitalk_core.method.step_cache import StepCache
 
 SHAPE = (1, 16, 4, 2, 4)
 BOTH = (FULL, WITHOUT_TEXT, UNCONDITIONAL)

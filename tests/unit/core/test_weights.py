@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
-from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
 from comfyui_multitalk.multitalk_core.errors import WeightsError
-from comfyui_multitalk.multitalk_core.weights import Shapes, audio_config, model_config
+from comfyui_multitalk.multitalk_core.files.sizes import Shapes, audio_config, model_config
+from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.tests.support.transformer import CONFIG
 
 BASE = replace(CONFIG, audio=None)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.drawing.canvas import SPEAKERS
-from comfyui_multitalk.drawing.speakers import Voice, draw_speakers
-from comfyui_multitalk.drawing.timeline import clock
+from comfyui_multitalk.nodes.drawing.canvas import SPEAKERS
+from comfyui_multitalk.nodes.drawing.speakers import Voice, draw_speakers
+from comfyui_multitalk.nodes.drawing.timeline import clock
 
 RATE = 1000
 PHOTO = torch.full((100, 200, 3), 128, dtype=torch.uint8)

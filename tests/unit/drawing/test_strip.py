@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.drawing.canvas import PANEL, SPEAKERS, faded
-from comfyui_multitalk.drawing.strip import Curve, draw_strip
+from comfyui_multitalk.nodes.drawing.canvas import PANEL, SPEAKERS, faded
+from comfyui_multitalk.nodes.drawing.strip import Curve, draw_strip
 
 RATE = 1000
 FPS = 25

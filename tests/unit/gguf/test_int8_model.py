@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core import dit
-from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
+from comfyui_multitalk.multitalk_core.model import dit
+from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
 from comfyui_multitalk.wan_gguf_loader.int8 import Int8Rows
 from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, Precision, gguf_ops

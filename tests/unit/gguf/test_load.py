@@ -190,10 +190,10 @@ def test_load_tensors_without_a_place_are_logged(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is read from Linux's /proc")
 def test_load_peak_memory_is_the_packed_bytes(repository: Path, tmp_path: Path) -> None:
-    """Two blocks of the 14B shapes; `benchmarks/load_memory.py` measures all forty."""
+    """Two blocks of the 14B shapes; `dev/benchmarks/load_memory.py` measures all forty."""
     (tmp_path / "comfyui_multitalk").symlink_to(repository, target_is_directory=True)
     done = subprocess.run(
-        [sys.executable, "-m", "comfyui_multitalk.benchmarks.load_memory", "--blocks", "2"],
+        [sys.executable, "-m", "comfyui_multitalk.dev.benchmarks.load_memory", "--blocks", "2"],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
     report = json.loads(done.stdout)

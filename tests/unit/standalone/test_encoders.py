@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, UMT5Co
 from transformers import UMT5EncoderModel as Umt5
 
 from comfyui_multitalk.multitalk_core.errors import WeightsError
-from comfyui_multitalk.multitalk_core.image import resize_for_clip
+from comfyui_multitalk.multitalk_core.inputs.photo import resize_for_clip
 from comfyui_multitalk.standalone.encoders import (
     TextEncoder,
     VisionEncoder,
@@ -26,7 +26,7 @@ from comfyui_multitalk.standalone.encoders import (
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
 if TYPE_CHECKING:
-    from comfyui_multitalk.tools.make_tiny import TinySet
+    from comfyui_multitalk.dev.make_tiny import TinySet
 
 CPU = torch.device("cpu")
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from comfyui_multitalk.multitalk_core.errors import InputError
-from comfyui_multitalk.multitalk_core.image import to_photo
+from comfyui_multitalk.multitalk_core.inputs.photo import to_photo
 from comfyui_multitalk.standalone.media import read_mask, read_photo, read_voice
 
 RED = (250, 10, 20)

@@ -15,13 +15,14 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core import dit, sampler
-from comfyui_multitalk.multitalk_core.attention import PLAIN, Attends
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
-from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.geometry import Size
-from comfyui_multitalk.multitalk_core.hooks import Hooks
+from comfyui_multitalk.multitalk_core.method import sampler
+from comfyui_multitalk.multitalk_core.model import dit
+from comfyui_multitalk.multitalk_core.model.attention import PLAIN, Attends
+from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
+from comfyui_multitalk.multitalk_core.model.hooks import Hooks
 from comfyui_multitalk.standalone.memory import (
     _KEPT_BYTES,
     _PART_TOKENS,
@@ -44,7 +45,7 @@ from comfyui_multitalk.tests.support.live_memory import LiveMemory
 from comfyui_multitalk.wan_gguf_loader.ops import Precision, gguf_ops
 
 if TYPE_CHECKING:
-    from comfyui_multitalk.tools.make_tiny import TinySet
+    from comfyui_multitalk.dev.make_tiny import TinySet
 
 GB = 10**9
 META = torch.device("meta")

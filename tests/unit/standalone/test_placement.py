@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core import pipeline
+from comfyui_multitalk.multitalk_core import engine as pipeline
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
-from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
+from comfyui_multitalk.multitalk_core.engine import Speech, Step
 from comfyui_multitalk.multitalk_core.errors import MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
-from comfyui_multitalk.multitalk_core.pipeline import Speech, Step
+from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.standalone.memory import RESIDENT, STREAMED, TILED, Plan
 from comfyui_multitalk.standalone.placement import Placement
 from comfyui_multitalk.standalone.vae import load_vae

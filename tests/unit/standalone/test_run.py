@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.attention import attend
-from comfyui_multitalk.multitalk_core.backends import Backend
+from comfyui_multitalk.multitalk_core.engine import Step
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.geometry import Size
-from comfyui_multitalk.multitalk_core.pipeline import Step
+from comfyui_multitalk.multitalk_core.model.attention import attend
+from comfyui_multitalk.multitalk_core.model.backends import Backend
 from comfyui_multitalk.standalone import run as command
 from comfyui_multitalk.standalone.arguments import build_request, parse
 from comfyui_multitalk.standalone.memory import RESIDENT, STREAMED, TILED, Plan
@@ -23,7 +23,7 @@ from comfyui_multitalk.tests.support.command import arguments, tone, write_voice
 from comfyui_multitalk.tests.support.live_memory import LiveMemory
 
 if TYPE_CHECKING:
-    from comfyui_multitalk.tools.make_tiny import TinySet
+    from comfyui_multitalk.dev.make_tiny import TinySet
 
 BF16 = torch.bfloat16
 SIZE = Size(480, 832)
@@ -37,7 +37,7 @@ def request_of(tmp_path: Path, tiny: TinySet, repository: Path) -> Any:
         return build_request(
             parse(
                 arguments(
-                    tiny, image=repository / "examples" / "portrait.png",
+                    tiny, image=repository / "workflows" / "inputs" / "portrait.png",
                     audio=write_voice(tmp_path / f"{seconds}.wav", tone(seconds)),
                     output=tmp_path / "out.mp4", **options,
                 )

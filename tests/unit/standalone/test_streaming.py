@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
+from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.standalone.streaming import BlockStream, stream_blocks
 from comfyui_multitalk.tests.support.transformer import small_inputs, small_model
 

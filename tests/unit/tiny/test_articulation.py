@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from comfyui_multitalk.tools.train_tiny.articulation import articulation
+from comfyui_multitalk.dev.train_tiny.articulation import articulation
 
 RATE = 16000
 SPEECH_RMS = 0.07  # of speech at -23 LUFS

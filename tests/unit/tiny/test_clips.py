@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comfyui_multitalk.multitalk_core.conditioning import encode_condition
-from comfyui_multitalk.tools.train_tiny import clips as clips_module
-from comfyui_multitalk.tools.train_tiny import dataset
-from comfyui_multitalk.tools.train_tiny.clips import (
+from comfyui_multitalk.dev.train_tiny import clips as clips_module
+from comfyui_multitalk.dev.train_tiny import dataset
+from comfyui_multitalk.dev.train_tiny.clips import (
     SIZES,
     Clips,
     Speech,
@@ -19,11 +18,12 @@ from comfyui_multitalk.tools.train_tiny.clips import (
     region_tokens,
     speak,
 )
-from comfyui_multitalk.tools.train_tiny.faces import prompts
-from comfyui_multitalk.tools.train_tiny.features import SILENCE, VoiceFeatures
-from comfyui_multitalk.tools.train_tiny.motion import smooth_noise
-from comfyui_multitalk.tools.train_tiny.mouth import correlation, opening
-from comfyui_multitalk.tools.train_tiny.vae import TinyVAE
+from comfyui_multitalk.dev.train_tiny.faces import prompts
+from comfyui_multitalk.dev.train_tiny.features import SILENCE, VoiceFeatures
+from comfyui_multitalk.dev.train_tiny.motion import smooth_noise
+from comfyui_multitalk.dev.train_tiny.mouth import correlation, opening
+from comfyui_multitalk.dev.train_tiny.vae import TinyVAE
+from comfyui_multitalk.multitalk_core.method.conditioning import encode_condition
 
 FRAMES = 9
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from comfyui_multitalk.tools.train_tiny import decoder_training
-from comfyui_multitalk.tools.train_tiny.vae_training import Batch
+from comfyui_multitalk.dev.train_tiny import decoder_training
+from comfyui_multitalk.dev.train_tiny.vae_training import Batch
 
 
 def test_change_loss_sees_a_jump_that_frames_alone_do_not() -> None:

@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.audio import prepare_voice
+from comfyui_multitalk.dev.demo_strip import curves, main
+from comfyui_multitalk.dev.draw_cartoons import PAIR, PORTRAIT, Cartoon
+from comfyui_multitalk.dev.tiny.files import TrainedSet
+from comfyui_multitalk.dev.train_tiny.articulation import articulation
+from comfyui_multitalk.dev.train_tiny.drawing import render
+from comfyui_multitalk.dev.train_tiny.mouth import correlation
 from comfyui_multitalk.multitalk_core.config import FPS
 from comfyui_multitalk.multitalk_core.geometry import Size
+from comfyui_multitalk.multitalk_core.inputs.voices import prepare_voice
 from comfyui_multitalk.standalone.arguments import build_request, parse
 from comfyui_multitalk.standalone.media import Voice, read_voice
 from comfyui_multitalk.standalone.video import VideoWriter
-from comfyui_multitalk.tools.demo_strip import curves, main
-from comfyui_multitalk.tools.draw_cartoons import PAIR, PORTRAIT, Cartoon
-from comfyui_multitalk.tools.tiny.files import TrainedSet
-from comfyui_multitalk.tools.train_tiny.articulation import articulation
-from comfyui_multitalk.tools.train_tiny.drawing import render
-from comfyui_multitalk.tools.train_tiny.mouth import correlation
 
 NUM_FRAMES = 50
 
@@ -31,7 +31,7 @@ NUM_FRAMES = 50
 @pytest.fixture(scope="module")
 def voice(repository: Path) -> Voice:
     """Give the first two seconds of the demo's voice."""
-    whole = read_voice(repository / "examples" / "tiny_voice.wav")
+    whole = read_voice(repository / "workflows" / "inputs" / "tiny_voice.wav")
     length = NUM_FRAMES * whole.sample_rate // FPS
     return Voice(whole.name, whole.waveform[:, :length], whole.sample_rate)
 
@@ -54,7 +54,7 @@ def talking(voice: Voice) -> Tensor:
 
 @pytest.mark.parametrize("cartoon", [PORTRAIT, PAIR], ids=lambda cartoon: cartoon.name)
 def test_cartoon_file_is_what_the_code_draws(repository: Path, cartoon: Cartoon) -> None:
-    with Image.open(repository / "examples" / cartoon.name) as picture:
+    with Image.open(repository / "workflows" / "inputs" / cartoon.name) as picture:
         stored = np.asarray(picture).astype(int)
     assert np.abs(stored - np.asarray(cartoon.draw())).max() <= 1
 
@@ -65,7 +65,7 @@ def test_demo_names_what_the_portrait_shows_and_takes_the_trained_set(repository
     (line,) = [line for line in script.splitlines() if "/multitalk" in line]
     request = build_request(parse(shlex.split(line.replace("$tiny", str(folder)))[1:]))
     assert request.prompt == PORTRAIT.prompt
-    assert request.image == Path("examples") / PORTRAIT.name
+    assert request.image == Path("workflows/inputs") / PORTRAIT.name
     assert request.sampling.steps <= 8
     files = request.files
     used = (files.base, files.adapter, files.wav2vec2, files.vae)

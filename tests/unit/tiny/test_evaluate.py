@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from comfyui_multitalk.dev.evaluate_tiny import __main__ as command
+from comfyui_multitalk.dev.evaluate_tiny import measures, rows
+from comfyui_multitalk.dev.evaluate_tiny.scenes import SEED, Scene, Voice, cut_voices, draw_scenes
+from comfyui_multitalk.dev.evaluate_tiny.system import SAMPLING, EqualLabels
+from comfyui_multitalk.dev.train_tiny import drawing
+from comfyui_multitalk.dev.train_tiny.faces import BACKGROUND, sample_faces
+from comfyui_multitalk.dev.train_tiny.motion import Motion, smooth_noise
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
-from comfyui_multitalk.tools.evaluate_tiny import __main__ as command
-from comfyui_multitalk.tools.evaluate_tiny import measures, rows
-from comfyui_multitalk.tools.evaluate_tiny.scenes import SEED, Scene, Voice, cut_voices, draw_scenes
-from comfyui_multitalk.tools.evaluate_tiny.system import SAMPLING, EqualLabels
-from comfyui_multitalk.tools.train_tiny import drawing
-from comfyui_multitalk.tools.train_tiny.faces import BACKGROUND, sample_faces
-from comfyui_multitalk.tools.train_tiny.motion import Motion, smooth_noise
 
 COUNT = 2
 

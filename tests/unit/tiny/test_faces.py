@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from comfyui_multitalk.tools.train_tiny.drawing import Window, boxes, render
-from comfyui_multitalk.tools.train_tiny.faces import (
+from comfyui_multitalk.dev.train_tiny.drawing import Window, boxes, render
+from comfyui_multitalk.dev.train_tiny.faces import (
     BACKGROUND,
     HAIR,
     Faces,
@@ -16,7 +16,7 @@ from comfyui_multitalk.tools.train_tiny.faces import (
     prompts,
     sample_faces,
 )
-from comfyui_multitalk.tools.train_tiny.motion import Motion, sample_motion
+from comfyui_multitalk.dev.train_tiny.motion import Motion, sample_motion
 
 SIZE = (64, 64)
 PAIR_SIZE = (64, 96)

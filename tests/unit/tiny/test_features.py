@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from comfyui_multitalk.multitalk_core.audio_features import (
+from comfyui_multitalk.dev.make_tiny import TinySet
+from comfyui_multitalk.dev.train_tiny import features, speech
+from comfyui_multitalk.dev.train_tiny.articulation import articulation
+from comfyui_multitalk.dev.train_tiny.voices import save_voices
+from comfyui_multitalk.multitalk_core.inputs.features import (
     audio_features,
     load_wav2vec2,
     normalized_track,
 )
-from comfyui_multitalk.tools.make_tiny import TinySet
-from comfyui_multitalk.tools.train_tiny import features, speech
-from comfyui_multitalk.tools.train_tiny.articulation import articulation
-from comfyui_multitalk.tools.train_tiny.voices import save_voices
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.tools.train_tiny.drawing import boxes, render
-from comfyui_multitalk.tools.train_tiny.faces import sample_faces
-from comfyui_multitalk.tools.train_tiny.motion import sample_motion
-from comfyui_multitalk.tools.train_tiny.mouth import correlation, opening
+from comfyui_multitalk.dev.train_tiny.drawing import boxes, render
+from comfyui_multitalk.dev.train_tiny.faces import sample_faces
+from comfyui_multitalk.dev.train_tiny.motion import sample_motion
+from comfyui_multitalk.dev.train_tiny.mouth import correlation, opening
 
 SIZE = (128, 128)
 NUM_CLIPS = 8

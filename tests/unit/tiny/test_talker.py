@@ -12,20 +12,20 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from comfyui_multitalk.multitalk_core.config import AudioConfig
-from comfyui_multitalk.multitalk_core.dit import MultiTalkModel
-from comfyui_multitalk.multitalk_core.schedule import clean_estimate
-from comfyui_multitalk.tools.convert import choose_type
-from comfyui_multitalk.tools.tiny.wan import is_audio
-from comfyui_multitalk.tools.train_tiny import export, rounding, talker
-from comfyui_multitalk.tools.train_tiny.context import repeat_padding
-from comfyui_multitalk.tools.train_tiny.dataset import Batch
-from comfyui_multitalk.tools.train_tiny.voices import (
+from comfyui_multitalk.dev.tiny.wan import is_audio
+from comfyui_multitalk.dev.train_tiny import export, rounding, talker
+from comfyui_multitalk.dev.train_tiny.context import repeat_padding
+from comfyui_multitalk.dev.train_tiny.dataset import Batch
+from comfyui_multitalk.dev.train_tiny.voices import (
     TEST_VOICES,
     TRAIN_VOICES,
     load_voices,
     save_voices,
 )
+from comfyui_multitalk.multitalk_core.config import AudioConfig
+from comfyui_multitalk.multitalk_core.method.schedule import clean_estimate
+from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
+from comfyui_multitalk.tools.convert import choose_type
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
 SMALL = replace(

@@ -9,11 +9,11 @@ import sentencepiece
 import torch
 from transformers import UMT5EncoderModel
 
+from comfyui_multitalk.dev.make_tiny import TinySet
+from comfyui_multitalk.dev.train_tiny import text
+from comfyui_multitalk.dev.train_tiny.faces import BACKGROUND, HAIR, prompts
+from comfyui_multitalk.dev.train_tiny.prompt_table import FILE_NAME, load_prompts
 from comfyui_multitalk.standalone.encoders import load_text_encoder
-from comfyui_multitalk.tools.make_tiny import TinySet
-from comfyui_multitalk.tools.train_tiny import text
-from comfyui_multitalk.tools.train_tiny.faces import BACKGROUND, HAIR, prompts
-from comfyui_multitalk.tools.train_tiny.prompt_table import FILE_NAME, load_prompts
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
 

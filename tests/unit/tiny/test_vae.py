@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from comfyui_multitalk.dev.tiny import vae as graph
+from comfyui_multitalk.dev.train_tiny.vae import TinyVAE, load_vae
 from comfyui_multitalk.standalone.vae import load_vae as load_standalone
-from comfyui_multitalk.tools.tiny import vae as graph
-from comfyui_multitalk.tools.train_tiny.vae import TinyVAE, load_vae
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
 WIDTH = 8

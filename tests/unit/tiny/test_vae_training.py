@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from comfyui_multitalk.tools.train_tiny.__main__ import STAGES, main
-from comfyui_multitalk.tools.train_tiny.checkpoint import (
+from comfyui_multitalk.dev.train_tiny.__main__ import STAGES, main
+from comfyui_multitalk.dev.train_tiny.checkpoint import (
     MAX_BYTES,
     load_checkpoint,
     save_checkpoint,
 )
-from comfyui_multitalk.tools.train_tiny.vae import TinyVAE, load_vae
-from comfyui_multitalk.tools.train_tiny.vae_gate import Gate, evaluate, publish
-from comfyui_multitalk.tools.train_tiny.vae_training import Batch, Trainer, draw_batch
+from comfyui_multitalk.dev.train_tiny.vae import TinyVAE, load_vae
+from comfyui_multitalk.dev.train_tiny.vae_gate import Gate, evaluate, publish
+from comfyui_multitalk.dev.train_tiny.vae_training import Batch, Trainer, draw_batch
 
 CPU = torch.device("cpu")
 PICTURES, CROPS, WHOLE = 0.1, 0.5, 0.9

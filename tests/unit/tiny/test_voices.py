@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comfyui_multitalk.tools.train_tiny import voices
-from comfyui_multitalk.tools.train_tiny.articulation import articulation
+from comfyui_multitalk.dev.train_tiny import voices
+from comfyui_multitalk.dev.train_tiny.articulation import articulation
 
 
 def test_held_out_speakers_share_no_timbre_with_training() -> None:

@@ -1,0 +1,83 @@
+"""Whole steps of one segment through core's solver; for the tables of steps, memory and errors."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ....multitalk_core.config import SamplingConfig
+from ....multitalk_core.method.conditioning import Condition
+from ....multitalk_core.method.sampler import SegmentModel, solve
+from ....multitalk_core.model.dit import MultiTalkModel
+from ....standalone.streaming import stream_blocks
+from .bench import Bench, release
+from .measure import Spread, now, spread
+
+_GUIDANCE = {1: (1.0, 1.0), 2: (1.0, 4.0), 3: (5.0, 4.0)}
+"""Scales of text and audio by the number of passes they ask for."""
+
+
+class Sampled(NamedTuple):
+    """A segment.
+
+    Attributes:
+        latents: Clean ones, float32.
+        step: Seconds of each step; the first includes what is done once a segment.
+    """
+
+    latents: Tensor
+    step: Spread
+
+
+def settings(*, passes: int, steps: int) -> SamplingConfig:
+    """Choose the guidance that needs so many passes a step."""
+    text, audio = _GUIDANCE[passes]
+    return SamplingConfig(steps=steps, text_guidance=text, audio_guidance=audio)
+
+
+def sample(
+    bench: Bench, model: MultiTalkModel, *, passes: int, steps: int, num_speakers: int
+) -> Sampled:
+    """Sample one segment and time its steps."""
+    config = bench.scale.config
+    text, negative = (
+        bench.normal(1, config.text_len, config.text_dim, seed=seed) for seed in (3, 5)
+    )
+    segment = SegmentModel(
+        index=0,
+        transformer=model,
+        condition=Condition(
+            bench.normal(1, 20, *bench.scale.latent, seed=2).float(), bench.image(), None
+        ),
+        windows=bench.windows(num_speakers),
+        text=text,
+        negative_text=negative,
+        token_masks=bench.token_masks(num_speakers),
+        audio_strength=1.0,
+        attends=bench.attends,
+    )
+    ends = [now(bench.device)]
+    latents = solve(
+        bench.normal(1, 16, *bench.scale.latent, seed=1).float(),
+        segment,
+        config=settings(passes=passes, steps=steps),
+        generator=torch.Generator().manual_seed(0),
+        on_step=lambda *_: ends.append(now(bench.device)),
+    )
+    return Sampled(latents, spread([b - a for a, b in pairwise(ends)]))
+
+
+def stream(bench: Bench, model: MultiTalkModel) -> None:
+    """Move a model to main memory and have its blocks lent to the device."""
+    model.to("cpu")
+    release(bench.device)
+    stream_blocks(model, model.blocks, bench.device)
+    release(bench.device)
+
+
+def block_bytes(model: MultiTalkModel) -> int:
+    """Count what the blocks' weights take as they are stored."""
+    return sum(value.nbytes for value in model.blocks.state_dict().values())

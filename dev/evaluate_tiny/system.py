@@ -1,0 +1,229 @@
+"""The whole pack, loaded from files as the command loads it, and asked for many small videos.
+
+Only the autoencoder runs in another form, that of `train_tiny`: the same numbers (tests hold the
+two together) in a sixth of the time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...multitalk_core.config import SamplingConfig
+from ...multitalk_core.engine import Speech, generate
+from ...multitalk_core.geometry import Box, Size
+from ...multitalk_core.inputs.features import audio_features
+from ...multitalk_core.inputs.masks import speaker_masks
+from ...multitalk_core.method.sampler import Solver, solve
+from ...multitalk_core.method.segments import TAIL_FRAMES
+from ...multitalk_core.model.dit import MultiTalkModel
+from ...standalone.encoders import load_image_encoder, load_text_encoder
+from ...standalone.request import ModelFiles
+from ...standalone.weights import OpenFiles
+from ...tools.convert import convert
+from ...wan_gguf_loader.files import open_weights
+from ..tiny.files import TrainedSet
+from ..train_tiny.clips import MOTION_FRAMES
+from ..train_tiny.vae import TinyVAE, load_vae
+from .scenes import Scene, Voice
+
+SEGMENT_FRAMES = 33
+SAMPLING = SamplingConfig(
+    steps=8,
+    shift=3.0,
+    text_guidance=1.0,
+    audio_guidance=1.0,
+    segment_frames=SEGMENT_FRAMES,
+    motion_frames=MOTION_FRAMES,
+    color_match=0.0,
+)
+"""How mouths are measured: the demo's settings, but for the colour match. That gives a picture with
+an open mouth the colours of the photo, in which it is shut, and the dark of the mouth grows
+lighter: by so much in pale pictures that the measure reads little of it."""
+MATCHED = replace(SAMPLING, color_match=1.0)
+"""The demo's settings."""
+
+
+class System:
+    """A set of weights, ready to generate.
+
+    Attributes:
+        device: Where it computes.
+        dtype: What it computes in.
+        transformer: May be exchanged for one that is broken on purpose.
+    """
+
+    def __init__(
+        self,
+        models: Path,
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        base: Path | None = None,
+    ) -> None:
+        """Load a set.
+
+        Args:
+            models: Folder of the set.
+            device: Where to compute.
+            dtype: Type to compute in.
+            base: Another file in place of the set's base.
+        """
+        self._set = TrainedSet(models)
+        self.device = torch.device(device)
+        self.dtype = dtype
+        files = OpenFiles(
+            ModelFiles(
+                base=base or self._set.base,
+                adapter=self._set.adapter,
+                loras=(),
+                wav2vec2=self._set.wav2vec2,
+                vae=self._set.vae,
+                text_encoder=self._set.text_encoder,
+                clip_vision=self._set.clip_vision,
+            )
+        )
+        placed = {"device": self.device, "dtype": self.dtype}
+        self.transformer: MultiTalkModel = files.load_transformer(self.dtype).to(self.device)
+        self._vae: TinyVAE = load_vae(self._set.vae).to(self.device)
+        self._images = load_image_encoder(files.clip_vision, **placed)
+        self._texts = load_text_encoder(files.text_encoder, **placed)
+        self._ears = files.load_wav2vec2()
+        self._heard: dict[int, tuple[Voice, Tensor]] = {}
+
+    def film(
+        self,
+        scene: Scene,
+        voices: Sequence[Voice],
+        *,
+        num_frames: int,
+        places: Sequence[int] | None = None,
+        prompt: str | None = None,
+        negative_prompt: str | None = None,
+        config: SamplingConfig = SAMPLING,
+        seed: int = 0,
+        solver: Solver = solve,
+    ) -> Tensor:
+        """Make a video of a scene.
+
+        Args:
+            scene: Photo and what it shows.
+            voices: One per speaker.
+            num_frames: Length of the video.
+            places: Place of each speaker in the picture; `None` leaves it to the default masks.
+            prompt: Another prompt than the scene's own.
+            negative_prompt: Needed by a text guidance other than 1.
+            config: How to sample.
+            seed: Of the noise.
+            solver: How noise becomes latents.
+
+        Returns:
+            Frames `(3, T, H, W)` in [0, 1].
+        """
+        size = Size(*scene.photo.shape[:2])
+        regions: list[Tensor | Box | None] = [None] * len(voices)
+        if places is not None:
+            regions = [Box(*scene.faces[place].round().int().tolist()) for place in places]
+        prompts = [prompt or scene.prompt]
+        if negative_prompt is not None:
+            prompts.append(negative_prompt)
+        text, *negative_text = self._texts.encode(prompts)
+        frames = generate(
+            self.transformer,
+            self._vae,
+            self._images,
+            photo=scene.photo,
+            speech=Speech(features=tuple(map(self._hear, voices)), num_frames=num_frames),
+            masks=speaker_masks(regions, photo=size),
+            text=text,
+            negative_text=negative_text[0] if negative_text else None,
+            size=size,
+            config=config,
+            generator=torch.Generator().manual_seed(seed),
+            device=self.device,
+            dtype=self.dtype,
+            solver=solver,
+        )
+        return (torch.cat(list(frames), dim=1) / 2 + 0.5).clamp(0, 1)
+
+    def _hear(self, voice: Voice) -> Tensor:
+        key = id(voice)  # kept with the features, so that no later voice has it
+        if key not in self._heard:
+            features = audio_features(self._ears, voice.track, tail_frames=TAIL_FRAMES)
+            self._heard[key] = voice, features
+        return self._heard[key][1]
+
+
+class Broken(nn.Module):
+    """A transformer that is broken on purpose, to see that a measure notices."""
+
+    def __init__(self, model: MultiTalkModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def project_audio(self, windows: Tensor) -> Tensor:
+        """Turn windows into audio tokens."""
+        return self.model.project_audio(windows)
+
+
+class EqualLabels(Broken):
+    """Gives every video token the label of the background, so that L-RoPE tells nobody apart."""
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, *, token_masks: Tensor | None, **others: Tensor
+    ) -> Tensor:
+        """Predict the velocity with masks in which nobody speaks."""
+        if token_masks is not None:
+            token_masks = torch.zeros_like(token_masks)
+            token_masks[..., -1, :] = 1
+        velocity: Tensor = self.model(latents, timestep, token_masks=token_masks, **others)
+        return velocity
+
+
+class Deaf(Broken):
+    """Leaves out what the voices add."""
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, *, audio: Tensor | None, **others: Tensor
+    ) -> Tensor:
+        """Predict the velocity of the base."""
+        velocity: Tensor = self.model(latents, timestep, audio=None, **others)
+        return velocity
+
+
+class Rewritten:
+    """The base of a set in another type, in a file that goes away with the `with` block."""
+
+    def __init__(self, models: Path, type: str) -> None:
+        """Choose the set and the type: `bf16`, or one that `tools.convert` writes."""
+        self._base = TrainedSet(models).base
+        self._type = type
+        self._folder = tempfile.TemporaryDirectory()
+
+    def __enter__(self) -> Path:
+        """Give the file."""
+        file = open_weights(self._base)
+        plain = Path(self._folder.name) / "base.safetensors"
+        weights = {name: file.dequantize(name, torch.bfloat16) for name in file.tensors}
+        save_file(weights, plain, metadata={"num_heads": str(file.num_heads)})
+        if self._type == "bf16":
+            return plain
+        packed = plain.with_suffix(".gguf")
+        convert(plain, packed, type=self._type, num_heads=file.num_heads)
+        return packed
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Remove the file."""
+        self._folder.cleanup()

@@ -1,0 +1,1 @@
+"""Parts of the tiny set of weights; `dev/make_tiny.py` puts them together."""

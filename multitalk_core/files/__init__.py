@@ -1,0 +1,1 @@
+"""What a weights file is, and the sizes of the model it holds."""

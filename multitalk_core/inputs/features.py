@@ -1,0 +1,221 @@
+"""Audio features: what Wav2Vec2 hears in a track, one stack of layers per video frame.
+
+Follows `get_embedding` in MultiTalk `generate_multitalk.py` and its
+`src/audio_analysis/wav2vec2.py`: the 50 Hz convolution features are resampled to the video's 25 Hz
+**before** the encoder, which then works at the video's rate. `transformers`' plain model is used;
+the layers are read by forward hooks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+from ..config import FPS
+from ..errors import InputError, WeightsError
+from .voices import SAMPLE_RATE
+
+_HEAD_DIM = 64
+"""Width of an attention head in every published Wav2Vec2."""
+_PARTS = ("feature_extractor.", "feature_projection.", "encoder.")
+"""Name prefixes of the encoder; quantisers and heads for training or transcription are left out."""
+_CONV = "feature_extractor.conv_layers."
+_POSITION = "encoder.pos_conv_embed.conv."
+_WEIGHT_NORM = {
+    f"{_POSITION}weight_g": f"{_POSITION}parametrizations.weight.original0",
+    f"{_POSITION}weight_v": f"{_POSITION}parametrizations.weight.original1",
+}
+"""Names of released files to those of torch's parametrizations."""
+_VARIANCE_EPS = 1e-7
+"""As transformers' `Wav2Vec2FeatureExtractor`."""
+
+
+def load_wav2vec2(
+    tensors: Mapping[str, Tensor],
+    *,
+    num_heads: int | None,
+    source: str,
+    config: Wav2Vec2Config | None = None,
+) -> Wav2Vec2Model:
+    """Build `transformers`' Wav2Vec2 around weights.
+
+    Args:
+        tensors: State dict with or without the prefix `wav2vec2.`; weights of other parts are
+            ignored.
+        num_heads: Attention heads, or `None` for a width of 64 each.
+        source: File name for messages.
+        config: Sizes; by default they are derived from the shapes (`wav2vec2_config`).
+
+    Returns:
+        The model in float32 and eval mode, on the weights' device.
+
+    Raises:
+        WeightsError: If the weights are no Wav2Vec2, or incomplete.
+    """
+    state = _own_names(tensors)
+    if config is None:
+        config = wav2vec2_config(tensors, num_heads=num_heads, source=source)
+    with torch.device("meta"):  # no random initialisation, which would take time and random numbers
+        model = Wav2Vec2Model(config)
+    expected = model.state_dict()
+    missing = sorted(expected.keys() - state.keys())
+    if missing:
+        raise WeightsError(
+            f"{source} lacks {len(missing)} Wav2Vec2 weights, the first {missing[0]!r}. Download "
+            "the file again."
+        )
+    for name, tensor in expected.items():
+        if state[name].shape != tensor.shape:
+            raise WeightsError(
+                f"{source}: {name!r} has the shape {tuple(state[name].shape)} where "
+                f"{tuple(tensor.shape)} fits the rest of the file. Download the file again."
+            )
+    model.load_state_dict({name: state[name].float() for name in expected}, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def wav2vec2_config(
+    tensors: Mapping[str, Tensor], *, num_heads: int | None, source: str
+) -> Wav2Vec2Config:
+    """Derive the sizes of a Wav2Vec2 from its weights' shapes.
+
+    Strides leave no trace in a file and are those of every published model. Those with a layer norm
+    after each convolution normalise before the encoder's attention ("stable"), those with one group
+    norm after it.
+
+    Raises:
+        WeightsError: If the weights are no Wav2Vec2.
+    """
+    state = _own_names(tensors)
+    try:
+        return _config_from_shapes(
+            {name: tuple(tensor.shape) for name, tensor in state.items()}, num_heads
+        )
+    except (KeyError, IndexError, ZeroDivisionError, ValueError) as error:
+        raise WeightsError(
+            f"{source} is no Wav2Vec2 file that can be read ({error}). "
+            "Get chinese-wav2vec2-base as safetensors (repository "
+            "TencentGameMate/chinese-wav2vec2-base)."
+        ) from error
+
+
+def audio_features(model: Wav2Vec2Model, track: Tensor, *, tail_frames: int = 0) -> Tensor:
+    """Give the encoder's layers for every video frame of a track.
+
+    Args:
+        model: A Wav2Vec2 in eval mode.
+        track: One speaker's sound, `(N,)` at 16 kHz.
+        tail_frames: Video frames of silence heard after the track; they do not change its
+            normalisation.
+
+    Returns:
+        Features `(T, L, C)` float32 on the track's device, T = the track's whole video frames +
+        `tail_frames`.
+
+    Raises:
+        InputError: If the track is shorter than one video frame.
+    """
+    num_frames = num_feature_frames(len(track) + tail_frames * SAMPLE_RATE // FPS)
+    if num_feature_frames(len(track)) < 1:
+        raise InputError(
+            f"A track of {len(track)} samples is shorter than one video frame (640 samples)."
+        )
+    sound = normalized_track(track, tail_frames=tail_frames).to(model.device, model.dtype)
+    with torch.no_grad():
+        heard = conv_features(model, sound, num_frames=num_frames)
+        layers = encoder_layers(model, heard)
+    return torch.stack(layers, dim=2)[0].float().to(track.device)
+
+
+def num_feature_frames(num_samples: int) -> int:
+    """Give the features of so many samples: the whole video frames, by upstream's arithmetic."""
+    return int(num_samples / SAMPLE_RATE * FPS)
+
+
+def normalized_track(track: Tensor, *, tail_frames: int = 0) -> Tensor:
+    """Give a track zero mean and unit variance, and silence of the same scale after it."""
+    mean, variance = track.float().mean(), track.float().var(correction=0)
+    silence = track.new_zeros(tail_frames * SAMPLE_RATE // FPS)
+    return (torch.cat((track, silence)).float() - mean) / torch.sqrt(variance + _VARIANCE_EPS)
+
+
+def conv_features(model: Wav2Vec2Model, sound: Tensor, *, num_frames: int | None) -> Tensor:
+    """Give the convolution features of a normalised sound `(N,)`, `(1, T, C)`.
+
+    `num_frames` resamples them linearly in time, first and last kept in place; `None` leaves them
+    at 50 Hz.
+    """
+    features: Tensor = model.feature_extractor(sound[None])
+    if num_frames is not None:
+        features = functional.interpolate(
+            features, size=num_frames, mode="linear", align_corners=True
+        )
+    return features.transpose(1, 2)
+
+
+def encoder_layers(model: Wav2Vec2Model, features: Tensor) -> list[Tensor]:
+    """Give each encoder layer's output `(B, T, C)`, the last as the encoder leaves it."""
+    layers: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        layers.append(output[0] if isinstance(output, tuple) else output)
+
+    projected, _ = model.feature_projection(features)
+    with ExitStack() as hooks:
+        for layer in model.encoder.layers:
+            hooks.callback(layer.register_forward_hook(keep).remove)
+        last = model.encoder(projected).last_hidden_state  # after the final norm of a stable model
+    return [*layers[:-1], last]
+
+
+def _own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = {name: name.removeprefix("wav2vec2.") for name in tensors}
+    return {
+        _WEIGHT_NORM.get(own, own): tensors[name]
+        for name, own in names.items()
+        if own.startswith(_PARTS)
+    }
+
+
+def _config_from_shapes(
+    shapes: Mapping[str, tuple[int, ...]], num_heads: int | None
+) -> Wav2Vec2Config:
+    convs = [shapes[f"{_CONV}{i}.conv.weight"] for i in range(_count(shapes, _CONV))]
+    hidden, channels = shapes["feature_projection.projection.weight"]
+    position = shapes[_WEIGHT_NORM[f"{_POSITION}weight_v"]]
+    norm_every_conv = f"{_CONV}1.layer_norm.weight" in shapes
+    heads = num_heads or hidden // _HEAD_DIM
+    if not convs or convs[-1][0] != channels or hidden % heads:
+        raise ValueError(
+            f"width {hidden} with {heads} heads after {len(convs)} convolutions to {channels}"
+        )
+    return Wav2Vec2Config(
+        hidden_size=hidden,
+        num_hidden_layers=_count(shapes, "encoder.layers."),
+        num_attention_heads=heads,
+        intermediate_size=shapes["encoder.layers.0.feed_forward.intermediate_dense.weight"][0],
+        conv_dim=[conv[0] for conv in convs],
+        conv_kernel=[conv[2] for conv in convs],
+        conv_stride=[5, *[2] * (len(convs) - 1)],
+        num_feat_extract_layers=len(convs),
+        conv_bias=f"{_CONV}0.conv.bias" in shapes,
+        feat_extract_norm="layer" if norm_every_conv else "group",
+        do_stable_layer_norm=norm_every_conv,
+        num_conv_pos_embeddings=position[2],
+        num_conv_pos_embedding_groups=hidden // position[1],
+        mask_time_prob=0.0,
+        mask_feature_prob=0.0,
+    )
+
+
+def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
+    numbers = {
+        name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)
+    }
+    return len(numbers)

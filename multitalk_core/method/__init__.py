@@ -1,0 +1,1 @@
+"""The method around the transformer: segments, conditioning, guidance, sampling, crossfades."""

@@ -1,0 +1,142 @@
+"""What one segment is told about the picture: condition channels, image tokens, motion latents.
+
+Second step of `pipeline.generate`; follows the two upstream loops, MultiTalk `wan/multitalk.py`
+and InfiniteTalk `wan/multitalk.py:generate_infinitetalk`:
+
+                     MultiTalk                            InfiniteTalk
+    condition        all frames known from before         one frame of the picture
+    image tokens     the last known frame                 that frame
+    motion latents   start of the condition, noised       their own encoding, clean, from
+                     anew each step, from segment 2 on    segment 1 on
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from ..config import Method
+from ..geometry import FRAME_STRIDE, latent_frames
+from ..protocols import ImageEncoder, VideoVAE
+from .schedule import add_noise
+from .segments import Segment
+
+
+class Motion(NamedTuple):
+    """The frames a segment takes over, and how they are held in place.
+
+    Attributes:
+        latents: Their encoding, `(1, 16, n, h, w)` float32.
+        clean: Whether they are held clean (InfiniteTalk) or at each step's noise level.
+        draws: Whether noise is drawn for them; InfiniteTalk draws it too from segment 2 on and
+            leaves it unused, which fixes the order of random numbers.
+    """
+
+    latents: Tensor
+    clean: bool
+    draws: bool
+
+    @property
+    def num_frames(self) -> int:
+        """Latent frames."""
+        return self.latents.shape[2]
+
+    def inject(self, latents: Tensor, *, timestep: float, generator: Generator) -> Tensor:
+        """Put the frames into `latents` `(1, 16, F, h, w)` with noise drawn anew, as upstream."""
+        noise = draw_noise(self.latents.shape, generator) if self.draws else None
+        return self.hold(latents, timestep=timestep, noise=noise)
+
+    def hold(self, latents: Tensor, *, timestep: float, noise: Tensor | None) -> Tensor:
+        """Put the frames into `latents` at a noise level.
+
+        Args:
+            latents: `(B, 16, F, h, w)`; the first n are replaced.
+            timestep: The noise level, 0 to 1000.
+            noise: What is added to the frames, `(1, 16, n, h, w)`; not needed for clean ones.
+
+        Returns:
+            The new latents; the given ones stay as they are.
+        """
+        start = self.latents
+        if noise is not None and not self.clean:
+            start = add_noise(start, noise.to(start.device), timestep=timestep)
+        start = start.expand(latents.shape[0], -1, -1, -1, -1)
+        return torch.cat([start, latents[:, :, start.shape[2] :]], dim=2)
+
+
+class Condition(NamedTuple):
+    """What the model is told about the picture throughout one segment.
+
+    Attributes:
+        latents: Four mask channels, then the encoded known frames, `(1, 20, F, h, w)`.
+        image: Image tokens, `(1, 257, image_dim)`.
+        motion: Frames taken over, if any.
+    """
+
+    latents: Tensor
+    image: Tensor
+    motion: Motion | None
+
+
+def condition_segment(
+    segment: Segment,
+    *,
+    method: Method,
+    picture: Tensor,
+    motion_frames: Tensor | None,
+    vae: VideoVAE,
+    image_encoder: ImageEncoder,
+) -> Condition:
+    """Prepare what a segment is told about the picture.
+
+    Args:
+        segment: The segment.
+        method: Which upstream loop.
+        picture: The picture at the segment's start, `(1, 3, 1, H, W)` in [-1, 1].
+        motion_frames: Last frames of the segment before, `(1, 3, M, H, W)` in [-1, 1]; `None` for
+            the first segment.
+        vae: The video autoencoder.
+        image_encoder: The CLIP vision tower.
+
+    Returns:
+        The condition, float32 on the picture's device.
+    """
+    later = motion_frames is not None
+    known = motion_frames if motion_frames is not None else picture
+    if method == "infinitetalk":
+        latents = encode_condition(vae, picture, num_frames=segment.num_frames)
+        taken_over = vae.encode(known).to(picture)
+        motion = Motion(taken_over, clean=True, draws=later)
+        return Condition(latents, image_encoder.encode(picture[:, :, 0]).to(picture), motion)
+    latents = encode_condition(vae, known, num_frames=segment.num_frames)
+    taken_over = latents[:, FRAME_STRIDE:, : latent_frames(known.shape[2])]
+    motion = Motion(taken_over, clean=False, draws=True)
+    image = image_encoder.encode(known[:, :, -1]).to(picture)
+    return Condition(latents, image, motion if later else None)
+
+
+def encode_condition(vae: VideoVAE, known: Tensor, *, num_frames: int) -> Tensor:
+    """Encode the known frames, then grey ones, and mark which are known.
+
+    Args:
+        vae: The video autoencoder.
+        known: Known frames, `(1, 3, K, H, W)` in [-1, 1], K = 4n + 1.
+        num_frames: Frames of the segment.
+
+    Returns:
+        `(1, 4 + 16, F, h, w)`: of the mask channels, one for each of a latent frame's four video
+        frames (the first video frame counts four times), then the latents.
+    """
+    num_known = known.shape[2]
+    grey = known.new_zeros(*known.shape[:2], num_frames - num_known, *known.shape[3:])
+    latents = vae.encode(torch.cat([known, grey], dim=2)).to(known)
+    mask = torch.zeros_like(latents[:, :FRAME_STRIDE])
+    mask[:, :, : latent_frames(num_known)] = 1
+    return torch.cat([mask, latents], dim=1)
+
+
+def draw_noise(shape: torch.Size | tuple[int, ...], generator: Generator) -> Tensor:
+    """Draw float32 noise where the generator lives, so that a CPU seed means one video anywhere."""
+    return torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)

@@ -1,0 +1,144 @@
+"""Segments: the stretches of video that are sampled one after another, and what each adds.
+
+First step of `pipeline.generate`; follows the loop of MultiTalk `wan/multitalk.py:generate`.
+A segment takes over `motion_frames` frames from the one before and adds the rest. Departures: the
+video is exactly as long as the sound and the last segment is filled with silence, where upstream
+plays the features backwards, loses three frames and may return no video at all; a video shorter
+than a segment is one shorter segment, where upstream stops; a segment fades into the next over the
+motion frames, where upstream cuts hard (`seams.py`). `upstream_plan` keeps upstream's way for
+comparisons with it. Stdlib only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..config import Method
+from ..errors import InputError
+from ..geometry import FRAME_STRIDE
+
+TAIL_FRAMES = 80
+"""Frames of silence appended to every voice before its features are taken, so that the last
+segment of the usual 81 frames has sound to the end: 3.2 s."""
+
+
+class Segment(NamedTuple):
+    """One stretch of video, in video frames.
+
+    Attributes:
+        start: First frame.
+        stop: One past the last; the last segment may reach beyond the video's end.
+        known_frames: Leading frames that are given: the photo (1), later the motion frames.
+        keep: Which of the segment's own frames no segment before it shows.
+    """
+
+    start: int
+    stop: int
+    known_frames: int
+    keep: slice
+
+    @property
+    def num_frames(self) -> int:
+        """Frames sampled at once, 4n + 1."""
+        return self.stop - self.start
+
+
+class SegmentPlan(NamedTuple):
+    """The segments of one video, in order.
+
+    Attributes:
+        segments: What is sampled, at least one.
+        num_frames: Frames of the video, the sum of what the segments keep.
+        fade_frames: Frames over which a segment fades into the next: the motion frames, or 0 for a
+            hard cut.
+    """
+
+    segments: tuple[Segment, ...]
+    num_frames: int
+    fade_frames: int
+
+    def held_frames(self, index: int) -> int:
+        """Give how many of a segment's last frames are not final before the next is there."""
+        return 0 if index == len(self.segments) - 1 else self.fade_frames
+
+
+def plan(num_frames: int, *, segment_frames: int, motion_frames: int) -> SegmentPlan:
+    """Cut a video into segments so that every frame is kept exactly once.
+
+    Args:
+        num_frames: Frames of the video.
+        segment_frames: Frames sampled at once, 4n + 1.
+        motion_frames: Frames a later segment takes over, 4n + 1 and fewer.
+
+    Returns:
+        The plan; a video shorter than a segment is one segment of the next 4n + 1 frames.
+
+    Raises:
+        InputError: If the video has no frame.
+    """
+    if num_frames < 1:
+        raise InputError(f"A video of {num_frames} frames has no picture. Give a longer voice.")
+    if num_frames <= segment_frames:
+        sampled = -(-(num_frames - 1) // FRAME_STRIDE) * FRAME_STRIDE + 1
+        segments = _cut([(0, sampled)], num_frames, motion_frames)
+        return SegmentPlan(segments, num_frames, fade_frames=motion_frames)
+    stretches = [(0, segment_frames)]
+    while stretches[-1][1] < num_frames:
+        start = stretches[-1][1] - motion_frames
+        stretches.append((start, start + segment_frames))
+    segments = _cut(stretches, num_frames, motion_frames)
+    return SegmentPlan(segments, num_frames, fade_frames=motion_frames)
+
+
+def upstream_plan(
+    audio_frames: Sequence[int],
+    *,
+    method: Method,
+    segment_frames: int,
+    motion_frames: int,
+    max_frames: int = 1000,
+) -> SegmentPlan:
+    """Cut a video as upstream does, for comparisons with it only.
+
+    Args:
+        audio_frames: Audio features of each speaker, all longer than a segment.
+        method: Which upstream loop; they cut the end differently.
+        segment_frames: Frames sampled at once.
+        motion_frames: Frames a later segment takes over.
+        max_frames: Upstream's limit; not above `segment_frames` means a single segment.
+
+    Returns:
+        The plan; `num_frames` is 0 where upstream returns an empty video.
+    """
+    stretches = [(0, segment_frames)]
+    if max_frames <= segment_frames:
+        segments = _cut(stretches, max_frames, motion_frames)
+        return SegmentPlan(segments, max_frames, fade_frames=0)
+    last = False
+    while not last:
+        start = stretches[-1][1] - motion_frames
+        stretches.append((start, start + segment_frames))
+        last = stretches[-1][1] >= min(max_frames, audio_frames[0])
+    sampled = stretches[-1][1]
+    num_frames = min(sampled, max_frames)
+    # as upstream multitalk.py: 3 frames more than the last segment lacks are mirrored, then cut
+    missing = [sampled - length + 3 if sampled >= length else 0 for length in audio_frames]
+    if sum(missing) and method == "infinitetalk":
+        num_frames = min(num_frames, audio_frames[-1])
+    elif sum(missing):  # `[:-0]` of speaker 1 is an empty video there
+        num_frames = max(0, num_frames - missing[0]) if missing[0] else 0
+    segments = _cut(stretches, num_frames, motion_frames)
+    return SegmentPlan(segments, num_frames, fade_frames=0)
+
+
+def _cut(
+    stretches: Sequence[tuple[int, int]], num_frames: int, motion_frames: int
+) -> tuple[Segment, ...]:
+    segments = []
+    for start, stop in stretches:
+        known = motion_frames if start else 1
+        first_new = motion_frames if start else 0
+        end = min(stop, max(num_frames, start + first_new)) - start
+        segments.append(Segment(start, stop, known, slice(first_new, end)))
+    return tuple(segments)

@@ -1,0 +1,293 @@
+"""Attention of the transformer: among video tokens, to text and photo, and to the voices.
+
+Also the reference map: how much each video token looks at each speaker's region of the photo, from
+which L-RoPE takes its labels. Follows `WanSelfAttention` and `WanI2VCrossAttention` in MultiTalk
+`wan/modules/multitalk_model.py`, `SingleStreamMutiAttention` in `wan/modules/attention.py` and
+`get_attn_map_with_target` in `wan/utils/multitalk_utils.py`.
+
+The modules norm their input themselves, by what the block gives them: so nobody holds the result,
+0.3 GB at 14B, longer than they need it. It may be in the form that their layers' `Feed` gives, in
+place of a tensor.
+
+Departures: the reference map averages all heads (upstream drops the last of an odd count), its
+softmax is float32 in any precision, it is computed only when two speakers are present, by attention
+that never holds its scores, and a region without tokens wins no token (upstream: NaN everywhere).
+
+Letters: B batch, S speakers, F latent frames, N tokens, M context tokens, A heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from ..config import AudioConfig, ModelConfig
+from ..protocols import Ops
+from .elementwise import add, rms_norm, rms_norm_rotated, turn
+from .lrope import Rotation, audio_positions, label_rotation, rotate
+from .memory import Recall, compute
+
+IMAGE_TOKENS = 257
+"""CLIP tokens of the photo: one class token and 16 x 16 patches; they stand before the text."""
+
+
+class SelfAttended(NamedTuple):
+    """What self-attention gives: tokens `(B, N, dim)` and, if asked for, `(B, S + 1, N)`."""
+
+    tokens: Tensor
+    reference_map: Tensor | None
+
+
+class Heads(NamedTuple):
+    """Queries, keys and values, tokens then heads: `(B, N, A, D)` each."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor) -> Tensor:  # noqa: N803
+    """Scaled dot-product attention of every head; gives `(B, N, A, D)`."""
+    q, k, v = (x.transpose(1, 2) for x in (q_BNAD, k_BMAD, v_BMAD))
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Norm = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Attends:
+    """Who computes each attention of a block: plain torch, or a host in its place.
+
+    Attributes:
+        video: Among the video tokens.
+        text: To the text.
+        image: To the photo's CLIP tokens.
+        audio: To the voices; the batch is `B * F`.
+    """
+
+    video: Attend = attend
+    text: Attend = attend
+    image: Attend = attend
+    audio: Attend = attend
+
+
+PLAIN = Attends()
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the full width, before the split into heads; float32 inside."""
+
+    def __init__(self, dim: int, *, eps: float, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `(..., dim)`; same shape and dtype."""
+        return rms_norm(x, weight=self.weight, eps=self.eps)
+
+    def rotated(self, x: Tensor, *, num_heads: int, rotation: Rotation) -> Tensor:
+        """Normalise `(B, N, dim)` and turn its heads: `(B, N, A, D)`."""
+        return rms_norm_rotated(
+            x, weight=self.weight, eps=self.eps, num_heads=num_heads, rotation=rotation
+        )
+
+
+class SelfAttention(nn.Module):
+    """Attention among all video tokens of a segment, turned by their place in the grid."""
+
+    def __init__(
+        self, config: ModelConfig, *, ops: Ops, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.q = ops.Linear(config.dim, config.dim, device=device)
+        self.k = ops.Linear(config.dim, config.dim, device=device)
+        self.v = ops.Linear(config.dim, config.dim, device=device)
+        self.o = ops.Linear(config.dim, config.dim, device=device)
+        self.norm_q = RMSNorm(config.dim, eps=config.eps, device=device)
+        self.norm_k = RMSNorm(config.dim, eps=config.eps, device=device)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        norm: Norm,
+        rotation: Rotation,
+        token_masks: Tensor | None = None,
+        attend: Attend = attend,
+    ) -> SelfAttended:
+        """Attend among tokens `(B, N, dim)`; with `token_masks` also give the reference map."""
+        q, k, v = self.project(norm(x), rotation=rotation)
+        labels = None if token_masks is None else reference_map(q, k, token_masks=token_masks)
+        tokens = attend(q, k, v).flatten(2)
+        del q, k, v  # a gigabyte at 14B, before the output needs room
+        return SelfAttended(self.o(tokens), labels)
+
+    def project(self, x: Tensor, *, rotation: Rotation) -> Heads:
+        """Give the normalised and turned queries and keys, and the values, of normed tokens."""
+        q = self.norm_q.rotated(self.q(x), num_heads=self.num_heads, rotation=rotation)
+        k = self.norm_k.rotated(self.k(x), num_heads=self.num_heads, rotation=rotation)
+        return Heads(q, k, self.v(x).unflatten(-1, (self.num_heads, -1)))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the text and, by its own softmax, to the photo's CLIP tokens; summed."""
+
+    def __init__(
+        self, config: ModelConfig, *, ops: Ops, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.q = ops.Linear(config.dim, config.dim, device=device)
+        self.k = ops.Linear(config.dim, config.dim, device=device)
+        self.v = ops.Linear(config.dim, config.dim, device=device)
+        self.o = ops.Linear(config.dim, config.dim, device=device)
+        self.norm_q = RMSNorm(config.dim, eps=config.eps, device=device)
+        self.norm_k = RMSNorm(config.dim, eps=config.eps, device=device)
+        self.k_img = ops.Linear(config.dim, config.dim, device=device)
+        self.v_img = ops.Linear(config.dim, config.dim, device=device)
+        self.norm_k_img = RMSNorm(config.dim, eps=config.eps, device=device)
+
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        *,
+        norm: Norm,
+        attends: Attends = PLAIN,
+        recall: Recall = compute,
+    ) -> Tensor:
+        """Attend to photo and text.
+
+        Args:
+            x: Video tokens, `(B, N, dim)`.
+            norm: Makes of `x` what the layers take.
+            context: `(B, 257 + text_len, dim)`, image tokens first.
+            attends: Who computes the attention.
+            recall: Gives the keys and values, which stay the same throughout a segment.
+
+        Returns:
+            `(B, N, dim)`.
+        """
+        q = self.norm_q(self.q(norm(x))).unflatten(-1, (self.num_heads, -1))
+        k, v = recall("text", lambda: self._keys(context[:, IMAGE_TOKENS:], of_image=False))
+        tokens = attends.text(q, k, v)
+        k, v = recall("image", lambda: self._keys(context[:, :IMAGE_TOKENS], of_image=True))
+        tokens = add(tokens.flatten(2), attends.image(q, k, v).flatten(2))
+        output: Tensor = self.o(tokens)
+        return output
+
+    def _keys(self, context: Tensor, *, of_image: bool) -> tuple[Tensor, Tensor]:
+        """Give the keys and values of one kind of context tokens, `(B, M, A, D)` each."""
+        split = (self.num_heads, -1)
+        if of_image:
+            k, v = self.norm_k_img(self.k_img(context)), self.v_img(context)
+        else:
+            k, v = self.norm_k(self.k(context)), self.v(context)
+        return k.unflatten(-1, split), v.unflatten(-1, split)
+
+
+class AudioAttention(nn.Module):
+    """Attention of each latent frame's tokens to that frame's audio tokens, with L-RoPE for two."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        audio: AudioConfig,
+        *,
+        ops: Ops,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.q_linear = ops.Linear(config.dim, config.dim, device=device)
+        self.kv_linear = ops.Linear(audio.token_dim, 2 * config.dim, device=device)
+        self.proj = ops.Linear(config.dim, config.dim, device=device)
+
+    def forward(
+        self,
+        x: Tensor,
+        audio: Tensor,
+        *,
+        norm: Norm,
+        labels: Tensor | None = None,
+        attend: Attend = attend,
+        recall: Recall = compute,
+    ) -> Tensor:
+        """Attend to the voices.
+
+        Args:
+            x: Video tokens, `(B, N, dim)`, N = F x tokens of a frame.
+            audio: Audio tokens, `(1 or B, F, M, token_dim)`, speaker 1 first.
+            norm: Makes of `x` what the layers take.
+            labels: Label position of every video token, `(B, N)`; `None` for one speaker, which
+                turns nothing.
+            attend: Who computes the attention.
+            recall: Gives the keys and values, which stay the same throughout a segment.
+
+        Returns:
+            `(B, N, dim)`.
+        """
+        batch, frames = x.shape[0], audio.shape[1]
+        q, k, v = self.project(norm(x), audio, labels=labels, recall=recall)
+        tokens = attend(
+            q.reshape(batch * frames, -1, *q.shape[2:]),
+            k.expand(batch, *k.shape[1:]).flatten(0, 1),
+            v.expand(batch, *v.shape[1:]).flatten(0, 1),
+        )
+        del q, k, v
+        output: Tensor = self.proj(tokens.reshape(x.shape))
+        return output
+
+    def project(
+        self, x: Tensor, audio: Tensor, *, labels: Tensor | None, recall: Recall = compute
+    ) -> Heads:
+        """Give queries `(B, N, A, D)`, and keys and values `(1 or B, F, M, A, D)`; labels turn."""
+        q = self.q_linear(x).unflatten(-1, (self.num_heads, -1))
+        k, v = recall("audio", lambda: self._keys(audio, turned=labels is not None))
+        if labels is not None:
+            q = turn(q, label_rotation(labels, head_dim=q.shape[-1]))
+        return Heads(q, k, v)
+
+    def _keys(self, audio: Tensor, *, turned: bool) -> tuple[Tensor, Tensor]:
+        split = (self.num_heads, -1)
+        k, v = (part.unflatten(-1, split) for part in self.kv_linear(audio).chunk(2, dim=-1))
+        if turned:
+            places = audio_positions(audio.shape[2] // 2, device=audio.device)
+            rotation = label_rotation(places, head_dim=k.shape[-1])
+            k = rotate(k.flatten(0, 1), rotation).view_as(k)
+        return k, v
+
+
+@torch.no_grad()
+def reference_map(q_BNAD: Tensor, k_BNAD: Tensor, *, token_masks: Tensor) -> Tensor:  # noqa: N803
+    """Tell how much each video token looks at each region of the photo (the first latent frame).
+
+    The mean over a region's tokens, and over all heads, of the attention to the first frame: an
+    attention whose values are the masks. No gradient flows through it, as upstream.
+
+    Args:
+        q_BNAD: Queries of all tokens, turned by the grid.
+        k_BNAD: Keys of all tokens, turned by the grid; only the first frame's are used.
+        token_masks: Regions on the token grid of one frame, `(S + 1, tokens of a frame)` for all
+            of the batch or `(B, S + 1, tokens of a frame)` for each, 0 or 1.
+
+    Returns:
+        `(B, S + 1, N)`, float32.
+    """
+    batch, _, num_heads, width = q_BNAD.shape
+    masks = token_masks.to(q_BNAD.device).expand(batch, -1, -1)
+    num_regions, num_keys = masks.shape[1:]
+    # As wide as queries and keys: the fast kernels want that.
+    values = functional.pad(masks.mT.to(q_BNAD.dtype), (0, max(width - num_regions, 0)))
+    looks = attend(q_BNAD, k_BNAD[:, :num_keys], values.unsqueeze(2).expand(-1, -1, num_heads, -1))
+    sizes = masks.sum(dim=-1, dtype=torch.float32).clamp(min=1.0)
+    return looks[..., :num_regions].mean(dim=2, dtype=torch.float32).mT / sizes.unsqueeze(2)

@@ -1,0 +1,127 @@
+"""Audio tokens: wav2vec2 windows to the context of audio cross-attention.
+
+Follows `AudioProjModel` and the windowing in `WanModel.forward`, MultiTalk
+`wan/modules/multitalk_model.py`; paper arXiv:2505.22647. Latent frame 0 sees one video frame, every
+later one sees four, so two input widths exist.
+
+Letters: S speakers, T video frames, F latent frames, L wav2vec2 layers, C their width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from ..config import AUDIO_WINDOW, AudioConfig
+from ..errors import InputError
+from ..geometry import FRAME_STRIDE
+from ..protocols import Ops
+
+_NORM_EPS = 1e-5
+
+
+def window_features(features: Tensor, *, start: int, stop: int, radius: int = 2) -> Tensor:
+    """Gather the features around each video frame of a segment.
+
+    Frames before the first and after the last repeat the edge frame.
+
+    Args:
+        features: wav2vec2 layers at the video rate, `(T, L, C)`.
+        start: First video frame of the segment.
+        stop: One past the last; may exceed `T`.
+        radius: Frames on each side; 2 gives windows of 5 (80 ms either way at 25 fps).
+
+    Returns:
+        Windows, `(stop - start, 2 * radius + 1, L, C)`, same dtype and device.
+
+    Raises:
+        InputError: If `features` holds no frame.
+    """
+    if not features.shape[0]:
+        raise InputError("The voice holds no audio feature. Give a recording of at least 0.4 s.")
+    centres = torch.arange(start, stop, device=features.device)
+    offsets = torch.arange(-radius, radius + 1, device=features.device)
+    return features[(centres[:, None] + offsets).clamp(0, features.shape[0] - 1)]
+
+
+class AudioProjection(nn.Module):
+    """Turns the windows of a segment's video frames into audio tokens per latent frame."""
+
+    def __init__(
+        self, config: AudioConfig, *, ops: Ops, device: torch.device | str | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        slot = config.layers * config.channels
+        hidden = config.hidden_dim
+        self.proj1 = ops.Linear(AUDIO_WINDOW * slot, hidden, device=device)
+        self.proj1_vf = ops.Linear((AUDIO_WINDOW + FRAME_STRIDE - 1) * slot, hidden, device=device)
+        self.proj2 = ops.Linear(hidden, hidden, device=device)
+        self.proj3 = ops.Linear(hidden, config.num_tokens * config.token_dim, device=device)
+        self.norm = (
+            nn.LayerNorm(config.token_dim, eps=_NORM_EPS, device=device)
+            if config.norm_tokens
+            else None
+        )
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Project windows `(S, T, 5, L, C)`, T = 4n + 1, to tokens `(S, F, num_tokens, token_dim)`.
+
+        Raises:
+            InputError: If T is not 4n + 1 or L x C is not the adapter's.
+        """
+        self._check(windows)
+        first, later = first_frame(windows), later_frames(windows)
+        hidden = torch.cat((self.proj1(first).relu(), self.proj1_vf(later).relu()), dim=1)
+        tokens: Tensor = self.proj3(self.proj2(hidden).relu())
+        tokens = torch.unflatten(tokens, -1, (self.config.num_tokens, self.config.token_dim))
+        if self.norm is None:
+            return tokens
+        weight, bias = self.norm.weight.to(tokens.dtype), self.norm.bias.to(tokens.dtype)
+        return functional.layer_norm(tokens, weight.shape, weight, bias, _NORM_EPS)
+
+    def _check(self, windows: Tensor) -> None:
+        if windows.shape[1] % FRAME_STRIDE != 1:
+            raise InputError(
+                f"A segment of {windows.shape[1]} video frames cannot be sampled; it must be 4n + 1"
+                " frames. Change the segment length."
+            )
+        layers, channels = windows.shape[-2:]
+        if layers * channels != self.config.layers * self.config.channels:
+            raise InputError(
+                f"The Wav2Vec2 model gives {layers} layers x {channels} channels, but this adapter "
+                f"was made for {self.config.layers} x {self.config.channels}. "
+                "Load the Wav2Vec2 model the adapter was trained with "
+                "(chinese-wav2vec2-base for MultiTalk)."
+            )
+
+
+def join_speakers(tokens: Tensor) -> Tensor:
+    """Put the speakers' tokens of each frame side by side.
+
+    Turns `(S, F, num_tokens, token_dim)` into `(1, F, S * num_tokens, token_dim)`, speaker 1 first.
+    """
+    return tokens.transpose(0, 1).flatten(1, 2).unsqueeze(0)
+
+
+def first_frame(windows: Tensor) -> Tensor:
+    """Give what latent frame 0 sees: the window of video frame 0, `(S, 1, 5 * L * C)`."""
+    return windows[:, :1].flatten(2)
+
+
+def later_frames(windows: Tensor) -> Tensor:
+    """Give what every later latent frame sees, `(S, F - 1, 8 * L * C)`.
+
+    Its four video frames a to d give eight slots: the first half of a's window with its centre, the
+    centres of b and c, and d's centre with the second half of its window.
+    """
+    num_groups = windows.shape[1] // FRAME_STRIDE
+    groups = torch.unflatten(windows[:, 1:], 1, (num_groups, FRAME_STRIDE))
+    centre = AUDIO_WINDOW // 2
+    slots = (
+        groups[:, :, 0, : centre + 1],
+        groups[:, :, 1:-1, centre],
+        groups[:, :, -1, centre:],
+    )
+    return torch.cat(slots, dim=2).flatten(2)

@@ -1,0 +1,343 @@
+"""The transformer: Wan2.1 image-to-video with MultiTalk's audio branch, under upstream's names.
+
+    latents + condition -> tokens -> blocks -> head -> velocity
+
+The blocks are in `block.py`. Follows `WanModel` in MultiTalk `wan/modules/multitalk_model.py`. With
+`config.audio` None it is the base model alone. Departures: a true batch axis, and those named in
+`attention.py`. The time path, modulation, norms, rotations and softmaxes are float32 inside; all
+else is in the latents' dtype, of which bfloat16 tokens keep four bits more (`elementwise.cut`).
+
+A batch, such as the passes of a guided step, goes through each part of a block together, so that a
+weight is decoded or moved once for all of it; where one entry fills a card already, they take turns
+within the part, and need the memory of one.
+
+Letters: B batch, S speakers, T video frames, F latent frames, N tokens, L text tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from ..config import ModelConfig
+from ..errors import InputError
+from ..geometry import GridSize
+from ..protocols import Ops, TorchOps
+from .attention import IMAGE_TOKENS
+from .audio_tokens import AudioProjection, join_speakers
+from .block import GELU, Block, Device, LayerNorm, Part
+from .hooks import NO_HOOKS, BlockCall, Hooks
+from .lrope import MAX_SPEAKERS, grid_rotation
+from .memory import Memory, Recall, compute
+
+_IMAGE_NORM_EPS = 1e-5
+_MAX_PERIOD = 10000.0
+_PART_TOKENS = 16384
+"""Video tokens that are worked on at once at least, if the batch has them: a matrix product of so
+many rows fills any card, and more would only take memory."""
+
+
+class PatchEmbedding(nn.Conv3d):
+    """Latents to tokens: each patch of 1 x 2 x 2 latents becomes one token.
+
+    Holds a convolution's weights and works as one matrix product, which every backend does well in
+    half precision (a 3-D convolution is not that everywhere).
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Turn `(B, C, F, h, w)` into tokens `(B, N, dim)` in the order frame, row, column."""
+        _, height, width = self.kernel_size
+        patches = torch.unflatten(torch.unflatten(input, 4, (-1, width)), 3, (-1, height))
+        patches = patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(1, 3)
+        weight = self.weight.flatten(1).to(input.dtype)
+        bias = None if self.bias is None else self.bias.to(input.dtype)
+        return functional.linear(patches, weight, bias)
+
+
+class ImageEmbedding(nn.Module):
+    """CLIP tokens of the photo to the transformer's width."""
+
+    def __init__(self, config: ModelConfig, *, ops: Ops, device: Device = None) -> None:
+        super().__init__()
+        width = config.image_dim
+        self.proj = nn.Sequential(
+            LayerNorm(width, eps=_IMAGE_NORM_EPS, device=device),
+            ops.Linear(width, width, device=device),
+            nn.GELU(),
+            ops.Linear(width, config.dim, device=device),
+            LayerNorm(config.dim, eps=_IMAGE_NORM_EPS, device=device),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Turn `(B, 257, image_dim)` into `(B, 257, dim)`."""
+        tokens: Tensor = self.proj(image)
+        return tokens
+
+
+class Head(nn.Module):
+    """Tokens to the velocity of their patches, in float32."""
+
+    def __init__(self, config: ModelConfig, *, ops: Ops, device: Device = None) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.dim, eps=config.eps, elementwise_affine=False)
+        self.head = ops.Linear(config.dim, 4 * config.out_channels, device=device)
+        self.modulation = nn.Parameter(
+            torch.randn(1, 2, config.dim, device=device) / config.dim**0.5
+        )
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """Turn tokens `(B, N, dim)` and time `(B, dim)` into `(B, N, 4 * channels)`, float32."""
+        shift, scale = (self.modulation.float() + time.unsqueeze(1)).unsqueeze(2).unbind(1)
+        velocity: Tensor = self.head(modulate(self.norm(x), shift=shift, scale=scale))
+        return velocity
+
+
+class MultiTalkModel(nn.Module):
+    """Wan2.1 image-to-video with the MultiTalk audio branch.
+
+    Parameter names are upstream's. `ops.Linear` makes every linear layer, so quantised layers need
+    no change here; such a layer computes in the dtype of its input.
+
+    Attributes:
+        config: Sizes.
+        blocks: The transformer blocks, called in order; hook them to stream weights or to stop.
+    """
+
+    def __init__(self, config: ModelConfig, *, ops: Ops = TorchOps, device: Device = None) -> None:
+        super().__init__()
+        dim = config.dim
+        self.config = config
+        self.patch_embedding = PatchEmbedding(
+            config.in_channels, dim, kernel_size=(1, 2, 2), stride=(1, 2, 2), device=device
+        )
+        self.text_embedding = nn.Sequential(
+            ops.Linear(config.text_dim, dim, device=device),
+            GELU(),
+            ops.Linear(dim, dim, device=device),
+        )
+        self.time_embedding = nn.Sequential(
+            ops.Linear(config.freq_dim, dim, device=device),
+            nn.SiLU(),
+            ops.Linear(dim, dim, device=device),
+        )
+        self.time_projection = nn.Sequential(nn.SiLU(), ops.Linear(dim, 6 * dim, device=device))
+        self.blocks = nn.ModuleList(
+            Block(config, ops=ops, device=device) for _ in range(config.num_layers)
+        )
+        self.head = Head(config, ops=ops, device=device)
+        self.img_emb = ImageEmbedding(config, ops=ops, device=device)
+        if config.audio is not None:
+            self.audio_proj = AudioProjection(config.audio, ops=ops, device=device)
+
+    def project_audio(self, windows: Tensor) -> Tensor:
+        """Turn a segment's windows into the audio tokens that `forward` takes.
+
+        Args:
+            windows: Wav2vec2 features around each video frame, `(S, T, 5, L, C)`, T = 4n + 1, in
+                the dtype to compute in.
+
+        Returns:
+            Audio tokens, `(1, F, S * num_tokens, token_dim)`, speaker 1 first.
+
+        Raises:
+            InputError: If the model has no audio branch or the windows do not fit it.
+        """
+        if self.config.audio is None:
+            raise InputError("The model has no audio branch. Load the MultiTalk adapter onto it.")
+        return join_speakers(self.audio_proj(windows))
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        *,
+        condition: Tensor,
+        text: Tensor,
+        image: Tensor,
+        audio: Tensor | Sequence[Tensor] | None = None,
+        token_masks: Tensor | None = None,
+        audio_strength: float = 1.0,
+        hooks: Hooks = NO_HOOKS,
+        memory: Memory | None = None,
+    ) -> Tensor:
+        """Predict the velocity of noisy latents.
+
+        Args:
+            latents: Noisy latents, `(B, 16, F, h, w)`, h and w even; their dtype is the compute
+                dtype.
+            timestep: `(B,)`, 0 to 1000.
+            condition: Four mask channels, then the encoded photo, `(B, 20, F, h, w)`.
+            text: Text tokens, `(B, L, text_dim)`, L at most `text_len`; zero rows fill it up.
+            image: CLIP tokens of the photo, `(B, 257, image_dim)`.
+            audio: Audio tokens, `(1 or B, F, S * num_tokens, token_dim)`, or such of one entry for
+                each of the batch, where their numbers of speakers differ; `None` is the base model.
+            token_masks: Where each speaker is on the token grid of one frame, then the background,
+                `(S + 1, h / 2 * w / 2)` for all of the batch or `(B, S + 1, h / 2 * w / 2)` for
+                each, 0 or 1; used only when `audio` holds two speakers.
+            audio_strength: Multiplier of what the voices add; 0 is the base model.
+            hooks: What a host does inside the blocks.
+            memory: Of a segment whose `text`, `image` and `audio` stay the same from call to call.
+
+        Returns:
+            Velocity, `(B, 16, F, h, w)`, in the latents' dtype.
+
+        Raises:
+            InputError: If an input does not fit; the message says which.
+        """
+        grid = _token_grid(latents)
+        parts = self._parts(
+            None if audio_strength == 0.0 else audio, token_masks, latents=latents, grid=grid
+        )
+        dtype = latents.dtype
+        x = self.patch_embedding(torch.cat((latents, condition.to(dtype)), dim=1))
+        time = self.time_embedding(time_features(timestep, width=self.config.freq_dim))
+        steps = self.time_projection(time).unflatten(1, (6, self.config.dim))
+        recall = compute if memory is None else memory.at("all")
+        (context,) = recall("context", lambda: (self._context(text.to(dtype), image.to(dtype)),))
+        rotation = grid_rotation(
+            grid, head_dim=self.config.head_dim, device=x.device, placement=hooks.placement
+        )
+        strength = torch.tensor(audio_strength, device="cpu")
+        rest = _no_rest(x)
+        for index, block in enumerate(self.blocks):
+            run = functools.partial(
+                block,
+                parts=parts,
+                audio_strength=strength,
+                hooks=hooks,
+                recalls=_recalls(memory, index, num_parts=len(parts)),
+                rest=rest,
+            )
+            x = hooks.around_block(BlockCall(index, run, x, time, steps, context, rotation))
+        # In turn: the head's tokens are float32.
+        velocity = [self.head(x[entries], time[entries]) for entries, _, _ in parts]
+        return _join_patches(torch.cat(velocity), grid=grid).to(dtype)
+
+    def _context(self, text: Tensor, image: Tensor) -> Tensor:
+        """Embed photo and text; the zero rows become the biases' tokens, as upstream."""
+        missing = self.config.text_len - text.shape[1]
+        if missing < 0:
+            raise InputError(
+                f"The prompt has {text.shape[1]} tokens but the model reads at most "
+                f"{self.config.text_len}. Shorten the prompt."
+            )
+        if image.shape[1] != IMAGE_TOKENS:
+            raise InputError(
+                f"The photo has {image.shape[1]} CLIP tokens; Wan2.1 needs {IMAGE_TOKENS} "
+                "(ViT-H/14 at 224x224). Load the CLIP vision model of Wan2.1."
+            )
+        text = self.text_embedding(functional.pad(text, (0, 0, 0, missing)))
+        return torch.cat((self.img_emb(image), text), dim=1)
+
+    def _parts(
+        self,
+        audio: Tensor | Sequence[Tensor] | None,
+        token_masks: Tensor | None,
+        *,
+        latents: Tensor,
+        grid: GridSize,
+    ) -> list[Part]:
+        """Divide the batch, checking the audio tokens and the masks that two speakers need."""
+        batch = latents.shape[0]
+        at_once = entries_at_once(grid.frames * grid.height * grid.width)
+        if torch.is_grad_enabled():
+            at_once = batch
+        if isinstance(audio, Sequence):
+            at_once = 1
+        parts = []
+        for start in range(0, batch, at_once):
+            entries = slice(start, start + at_once)
+            heard = audio[start] if isinstance(audio, Sequence) else audio
+            if heard is None:
+                parts.append(Part(entries, None, None))
+                continue
+            heard = (heard[entries] if heard.shape[0] > 1 else heard).to(latents.dtype)
+            masks = self._speaker_regions(heard, token_masks, batch=batch, grid=grid)
+            if masks is not None and masks.ndim == 3:
+                masks = masks[entries]
+            parts.append(Part(entries, heard, masks))
+        return parts
+
+    def _speaker_regions(
+        self, audio: Tensor, token_masks: Tensor | None, *, batch: int, grid: GridSize
+    ) -> Tensor | None:
+        """Check the audio tokens and give the masks if two speakers need them."""
+        if self.config.audio is None:
+            raise InputError("The model has no audio branch. Load the MultiTalk adapter onto it.")
+        if audio.shape[1] != grid.frames:
+            raise InputError(
+                f"The audio tokens span {audio.shape[1]} latent frames but the video has "
+                f"{grid.frames}. Make both for the same segment."
+            )
+        num_speakers, rest = divmod(audio.shape[2], self.config.audio.num_tokens)
+        if rest or not num_speakers:
+            raise InputError(
+                f"{audio.shape[2]} audio tokens a frame hold no whole speaker; each has "
+                f"{self.config.audio.num_tokens}. Make them with this model's `project_audio`."
+            )
+        if num_speakers == 1:
+            return None
+        if num_speakers > MAX_SPEAKERS:
+            raise InputError(
+                f"There are {num_speakers} speakers; the adapter knows at most {MAX_SPEAKERS}. "
+                "Remove speakers."
+            )
+        expected = (num_speakers + 1, grid.height * grid.width)
+        shapes = (expected, (batch, *expected))
+        if token_masks is None or tuple(token_masks.shape) not in shapes:
+            given = "none" if token_masks is None else f"shape {tuple(token_masks.shape)}"
+            raise InputError(
+                f"Two speakers need token masks of shape {expected} (one row per speaker and one "
+                f"for the background), got {given}. Give the masks of this video's size."
+            )
+        return token_masks
+
+
+def entries_at_once(num_tokens: int) -> int:
+    """Say how many entries of a batch, of so many video tokens each, are worked on at once."""
+    return max(1, _PART_TOKENS // num_tokens)
+
+
+def time_features(timestep: Tensor, *, width: int) -> Tensor:
+    """Give the sinusoidal features of time steps `(B,)`: cosines first, `(B, width)`, float32."""
+    half = torch.arange(width // 2, dtype=torch.float64, device=timestep.device) / (width // 2)
+    angles = torch.outer(timestep.double(), _MAX_PERIOD**-half)
+    return torch.cat((angles.cos(), angles.sin()), dim=1).float()
+
+
+def modulate(x: Tensor, *, shift: Tensor, scale: Tensor) -> Tensor:
+    """Give `x * (1 + scale) + shift` in float32 (the dtype of shift and scale)."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+def _no_rest(x: Tensor) -> Tensor | None:
+    """Begin what bfloat16 tokens are rounded off, at zero; tokens of other dtypes need none."""
+    if x.dtype != torch.bfloat16 or torch.is_grad_enabled():
+        return None
+    return torch.zeros(*x.shape[:-1], x.shape[-1] // 2, dtype=torch.uint8, device=x.device)
+
+
+def _recalls(memory: Memory | None, block: int, *, num_parts: int) -> list[Recall]:
+    if memory is None:
+        return [compute] * num_parts  # the same for all blocks, so that one compiled form does
+    return [memory.at(block, i_part) for i_part in range(num_parts)]
+
+
+def _token_grid(latents: Tensor) -> GridSize:
+    frames, height, width = latents.shape[2:]
+    if height % 2 or width % 2:
+        raise InputError(
+            f"Latents of {width}x{height} cannot be cut into tokens of 2x2. "
+            "Choose a video size whose sides are multiples of 16 pixels."
+        )
+    return GridSize(frames, height // 2, width // 2)
+
+
+def _join_patches(tokens: Tensor, *, grid: GridSize) -> Tensor:
+    """Turn `(B, N, 2 * 2 * C)` back into `(B, C, F, h, w)`."""
+    patches = tokens.view(tokens.shape[0], *grid, 2, 2, -1)
+    return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
