@@ -1,36 +1,35 @@
-"""The method from photo and speech to video, as one recipe: `generate`.
+"""The method from photo and speech to video, as one recipe: `Engine.segments`.
 
-Plan the segments; for each one: condition on the picture, make audio tokens, sample, decode, match
-the colours, join, hand over the final frames. Follows MultiTalk `wan/multitalk.py:generate` (paper
-arXiv:2505.22647) and InfiniteTalk's `generate_infinitetalk`. Departures: the video is as long as
-the sound (`segments.py`), and segments fade into each other (`seams.py`). Encoders and weights
-belong to the caller; only tensors move here.
+Plan the segments; for each one: draw noise, condition on the picture, sample, decode, match the
+colours, crossfade into the video, and hand over a `SegmentState`. Follows MultiTalk
+`wan/multitalk.py:generate` (paper arXiv:2505.22647) and InfiniteTalk's `generate_infinitetalk`.
+Departures: the video is as long as the sound (`segments.py`), and segments crossfade (`seams.py`).
+
+An engine is built once from loaded parts and makes any number of videos. It owns no files, devices
+or processes; only tensors move here.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from .config import SamplingConfig
 from .errors import InputError
-from .geometry import PIXEL_STRIDE, TOKEN_PIXELS, Size, latent_frames
-from .inputs.masks import fit_masks, to_tokens
+from .geometry import PIXEL_STRIDE, Size, latent_frames
 from .inputs.photo import prepare
+from .inputs.scene import Scene
 from .method.color import match_color
 from .method.conditioning import condition_segment, draw_noise
 from .method.guidance import needs_negative_text
-from .method.sampler import OnSolverStep, SegmentModel, Solver, require_finite, solve
+from .method.sampler import OnSamplerStep, SegmentInputs, SegmentSampler, require_finite
 from .method.seams import join
 from .method.segments import Segment, SegmentPlan, plan
-from .model.attention import PLAIN, Attends
-from .model.audio_tokens import window_features
-from .model.dit import MultiTalkModel
+from .method.state import SegmentState, Settings, settings_of
 from .protocols import ImageEncoder, VideoVAE
 
 _LATENT_CHANNELS = 16
@@ -56,196 +55,168 @@ class Step(NamedTuple):
     latents: Tensor
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Speech:
-    """What is said in the video.
+class Finished(NamedTuple):
+    """What the video has more after a segment.
 
     Attributes:
-        features: Wav2Vec2 layers at 25 Hz for each speaker, `(T, L, C)`; T should reach
-            `segments.TAIL_FRAMES` of silence beyond the video, else the last frame is repeated.
-        num_frames: Frames of the video.
+        frames: Frames that no later segment changes, `(3, T, H, W)` float32 on the CPU in [-1, 1].
+        state: From which the next segment starts; `None` after the last one.
     """
 
-    features: tuple[Tensor, ...]
-    num_frames: int
+    frames: Tensor
+    state: SegmentState | None
 
-    def __post_init__(self) -> None:
-        if not self.features:
-            raise InputError("There is no speaker. Give at least one voice.")
-        if len({tuple(one.shape[1:]) for one in self.features}) > 1:
-            shapes = ", ".join(str(tuple(one.shape)) for one in self.features)
-            raise InputError(
-                f"The speakers' audio features have different sizes ({shapes}). "
-                "Take all of them with the same Wav2Vec2 model."
-            )
-        for number, one in enumerate(self.features, start=1):
-            if not bool(one.isfinite().all()):
-                raise InputError(
-                    f"The audio features of speaker {number} hold NaN or infinite numbers. "
-                    "Give another recording, or run Wav2Vec2 in float32."
+
+class Engine:
+    """The loaded parts that make videos."""
+
+    def __init__(
+        self,
+        *,
+        sampler: SegmentSampler,
+        vae: VideoVAE,
+        image_encoder: ImageEncoder,
+        device: torch.device | str,
+    ) -> None:
+        """Take the parts.
+
+        Args:
+            sampler: Turns noise into the latents of a segment.
+            vae: The video autoencoder; takes and gives tensors on any device.
+            image_encoder: The CLIP vision tower; likewise.
+            device: Where the frames are worked on.
+        """
+        self._sampler = sampler
+        self._vae = vae
+        self._image_encoder = image_encoder
+        self._device = torch.device(device)
+
+    def plan(self, scene: Scene, config: SamplingConfig) -> SegmentPlan:
+        """Cut the video into segments."""
+        return plan(
+            scene.speech.num_frames,
+            segment_frames=config.segment_frames,
+            motion_frames=config.motion_frames,
+        )
+
+    @torch.no_grad()
+    def segments(
+        self,
+        scene: Scene,
+        config: SamplingConfig,
+        *,
+        seed: int,
+        state: SegmentState | None = None,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Iterator[Finished]:
+        """Make a talking video, segment by segment.
+
+        Args:
+            scene: What is to be seen and heard.
+            config: How to sample.
+            seed: Of all noise, which is drawn on the CPU in upstream's order.
+            state: Where to go on, if some segments are done.
+            on_step: Called after every step; may raise to cancel.
+
+        Yields:
+            After each segment the frames that are final, in order, `scene.speech.num_frames` in
+            all. The motion frames come with the next segment, which they crossfade into.
+
+        Raises:
+            InputError: If the inputs do not fit each other, or `state` is of another video.
+            MultiTalkError: If a segment comes out as NaN.
+        """
+        photo = scene.picture.photo_at(0)
+        settings = _settings(scene, photo, config, seed)
+        generator = torch.Generator().manual_seed(seed)
+        num_done, motion_frames, tail = 0, None, None
+        if state is not None:
+            state.require(settings)
+            generator.set_state(state.generator)
+            num_done, tail = state.num_done, state.tail
+            motion_frames = state.motion_frames.to(self._device)
+        reference = self._prepare(photo, size=scene.picture.size)
+        chosen = self.plan(scene, config)
+        for index, segment in enumerate(chosen.segments[num_done:], start=num_done):
+            _log.debug("segment %d of %d: %s", index + 1, len(chosen.segments), segment)
+            noise = draw_noise(_latent_shape(segment, scene.picture.size), generator)
+            picture = reference
+            if segment.start > 0 and config.method == "infinitetalk":  # MultiTalk reads it once
+                picture = self._prepare(
+                    scene.picture.photo_at(segment.start), size=scene.picture.size
                 )
+            condition = condition_segment(
+                segment,
+                method=config.method,
+                picture=picture,
+                motion_frames=motion_frames,
+                vae=self._vae,
+                image_encoder=self._image_encoder,
+            )
+            latents = self._sampler.sample(
+                noise.to(self._device),
+                SegmentInputs(
+                    index=index,
+                    condition=condition,
+                    windows=scene.speech.windows(segment),
+                    text=scene.text_at(index),
+                    token_masks=scene.picture.token_masks,
+                ),
+                config=config,
+                generator=generator,
+                on_step=_reporter(on_step, index, len(chosen.segments)),
+            )
+            frames = self._decode(latents, index, reference=reference, config=config)
+            joined = join(
+                frames[0], keep=segment.keep, tail=tail, num_pending=chosen.pending_frames(index)
+            )
+            tail = joined.tail
+            motion_frames = frames[:, :, -config.motion_frames :]
+            last = index + 1 == len(chosen.segments)
+            after = (
+                None
+                if last
+                else SegmentState(
+                    num_done=index + 1,
+                    motion_frames=motion_frames.cpu(),
+                    tail=tail,
+                    generator=generator.get_state(),
+                    settings=settings,
+                )
+            )
+            yield Finished(joined.final, after)
+            del joined  # the caller's now, and large: do not keep it while the next one is sampled
 
-    @property
-    def num_speakers(self) -> int:
-        """Speakers, 1 or 2."""
-        return len(self.features)
+    def _prepare(self, photo: Tensor, *, size: Size) -> Tensor:
+        """Give a picture at the video's size, `(1, 3, 1, H, W)` in [-1, 1]."""
+        return prepare(photo, size=size).to(self._device)
 
-    def windows(self, segment: Segment) -> Tensor:
-        """Give the features around each frame of a segment, `(S, T, 5, L, C)`."""
-        return torch.stack(
-            [window_features(f, start=segment.start, stop=segment.stop) for f in self.features]
-        )
-
-
-@torch.no_grad()
-def generate(
-    transformer: MultiTalkModel,
-    vae: VideoVAE,
-    image_encoder: ImageEncoder,
-    *,
-    photo: Tensor | Callable[[int], Tensor],
-    speech: Speech,
-    masks: Tensor | None,
-    text: Tensor,
-    negative_text: Tensor | None,
-    size: Size,
-    config: SamplingConfig,
-    generator: Generator,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    on_step: Callable[[Step], None] | None = None,
-    segment_plan: SegmentPlan | None = None,
-    solver: Solver = solve,
-    attends: Attends = PLAIN,
-) -> Iterator[Tensor]:
-    """Generate a talking video, segment by segment.
-
-    Args:
-        transformer: Wan2.1 with MultiTalk's audio layers.
-        vae: The video autoencoder; gets and gives tensors on any device.
-        image_encoder: The CLIP vision tower; likewise.
-        photo: `(H0, W0, 3)` uint8, or a function that gives such a picture for a frame number,
-            which InfiniteTalk asks once a segment.
-        speech: Who says what.
-        masks: Where each speaker is in the photo, the background last, `(S + 1, H0, W0)`; `None`
-            for a single speaker.
-        text: Encoded prompt, `(1, L, text_dim)`; padded with zero rows by the model.
-        negative_text: Encoded negative prompt; needed unless the text guidance is 1.
-        size: Of the video, multiples of 16 pixels.
-        config: How to sample.
-        generator: Source of all noise; drawn from in upstream's order.
-        device: Where to compute.
-        dtype: Of the transformer's activations; the latents are float32.
-        on_step: Called after every step; may raise to cancel.
-        segment_plan: Another division into segments, for comparisons with upstream.
-        solver: How noise becomes latents; upstream's Euler steps unless another is given.
-        attends: Who computes the transformer's attention; torch unless others are given.
-
-    Yields:
-        After each segment the frames that are final, `(3, T, H, W)` float32 on the CPU in [-1, 1],
-        in order; `speech.num_frames` in all. The motion frames come with the next segment, which
-        they fade into.
-
-    Raises:
-        InputError: If the inputs do not fit each other.
-        MultiTalkError: If a segment comes out as NaN.
-    """
-    _check(speech=speech, masks=masks, negative_text=negative_text, size=size, config=config)
-    picture_at = photo if not isinstance(photo, Tensor) else lambda _: photo
-    reference = prepare(picture_at(0), size=size).to(device)
-    token_masks = _token_masks(masks, speech=speech, size=size)
-    chosen = segment_plan or plan(
-        speech.num_frames,
-        segment_frames=config.segment_frames,
-        motion_frames=config.motion_frames,
-    )
-    motion_frames = tail = None
-    for index, segment in enumerate(chosen.segments):
-        _log.debug("segment %d of %d: %s", index + 1, len(chosen.segments), segment)
-        noise = draw_noise(_latent_shape(segment, size), generator).to(device)
-        condition = condition_segment(
-            segment,
-            method=config.method,
-            picture=_picture(picture_at, segment, reference, size=size, config=config),
-            motion_frames=motion_frames,
-            vae=vae,
-            image_encoder=image_encoder,
-        )
-        model = SegmentModel(
-            index=index,
-            transformer=transformer,
-            condition=condition,
-            windows=speech.windows(segment).to(device, dtype),
-            text=text.to(device, dtype),
-            negative_text=None if negative_text is None else negative_text.to(device, dtype),
-            token_masks=None if token_masks is None else token_masks.to(device),
-            audio_strength=config.audio_strength,
-            attends=attends,
-        )
-        latents = solver(
-            noise,
-            model,
-            config=config,
-            generator=generator,
-            on_step=_reporter(on_step, index, len(chosen.segments)),
-        )
-        frames = vae.decode(latents).to(device, torch.float32)
+    def _decode(
+        self, latents: Tensor, index: int, *, reference: Tensor, config: SamplingConfig
+    ) -> Tensor:
+        """Give the frames of a segment, `(1, 3, T, H, W)`, in the photo's colours."""
+        frames = self._vae.decode(latents).to(self._device, torch.float32)
         require_finite(frames, what=f"The decoded frames of segment {index + 1}")
         if config.color_match > 0:
             frames = match_color(frames, reference, strength=config.color_match)
-        final, tail = join(
-            frames[0], keep=segment.keep, tail=tail, num_held=chosen.held_frames(index)
-        )
-        yield final
-        del final  # the caller's now, and large: not to be held while the next one is sampled
-        motion_frames = frames[:, :, -config.motion_frames :]
+        return frames
 
 
-def _check(
-    *,
-    speech: Speech,
-    masks: Tensor | None,
-    negative_text: Tensor | None,
-    size: Size,
-    config: SamplingConfig,
-) -> None:
-    if size.height % TOKEN_PIXELS or size.width % TOKEN_PIXELS:
-        raise InputError(
-            f"The size {size.width}x{size.height} is not a multiple of {TOKEN_PIXELS} pixels each "
-            "way. Pass it through `snap_size` first."
-        )
-    if negative_text is None and needs_negative_text(config.text_guidance):
+def _settings(scene: Scene, photo: Tensor, config: SamplingConfig, seed: int) -> Settings:
+    """Check the scene against the settings; give all that the frames depend on, by name."""
+    if scene.text_at(0).negative is None and needs_negative_text(config.text_guidance):
         raise InputError(
             f"A text guidance of {config.text_guidance} needs a negative prompt (it may be empty). "
             "Give one, or set the text guidance to 1."
         )
-    num_masks = 0 if masks is None else masks.shape[0]
-    if speech.num_speakers > 1 and num_masks != speech.num_speakers + 1:
-        raise InputError(
-            f"{speech.num_speakers} speakers need {speech.num_speakers + 1} masks (the background "
-            f"last), but {num_masks} were given. Make them with `speaker_masks`."
-        )
-
-
-def _picture(
-    picture_at: Callable[[int], Tensor],
-    segment: Segment,
-    reference: Tensor,
-    *,
-    size: Size,
-    config: SamplingConfig,
-) -> Tensor:
-    """Give the picture at a segment's start; MultiTalk looks at the photo only once."""
-    if segment.start == 0 or config.method == "multitalk":
-        return reference
-    return prepare(picture_at(segment.start), size=size).to(reference.device)
-
-
-def _token_masks(masks: Tensor | None, *, speech: Speech, size: Size) -> Tensor | None:
-    """Give the masks on the token grid; a single speaker is everywhere and needs none."""
-    if masks is None or speech.num_speakers == 1:
-        return None
-    return to_tokens(fit_masks(masks, size=size))
+    height, width = scene.picture.size
+    return {
+        **settings_of(config),
+        **scene.digests(photo),
+        "seed": seed,
+        "size": f"{width}x{height}",
+        "number of frames": scene.speech.num_frames,
+    }
 
 
 def _latent_shape(segment: Segment, size: Size) -> tuple[int, ...]:
@@ -255,7 +226,7 @@ def _latent_shape(segment: Segment, size: Size) -> tuple[int, ...]:
 
 def _reporter(
     on_step: Callable[[Step], None] | None, segment: int, num_segments: int
-) -> OnSolverStep:
+) -> OnSamplerStep:
     def report(step: int, num_steps: int, latents: Tensor) -> None:
         if on_step is not None:
             on_step(Step(segment, num_segments, step, num_steps, latents))

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from comfy_api.latest import io
 
-from ..multitalk_core.engine import Speech
 from ..multitalk_core.errors import InputError
+from ..multitalk_core.inputs.speech import listen
 from ..multitalk_core.inputs.voices import Mode, arrange, mix, prepare_voice
 from .host.speech import VoiceEncoder
 from .sockets import AudioEmbeds, Speaker, Speakers, SpokenAudio, Wav2Vec2
@@ -78,10 +78,7 @@ class MultiTalkAudioEmbeds(io.ComfyNode):
         ]
         timeline = arrange(voices, mode=mode, starts=[person.start for person in people])
         spoken = SpokenAudio(
-            speech=Speech(
-                features=tuple(wav2vec2.features(track) for track in timeline.tracks),
-                num_frames=timeline.num_frames,
-            ),
+            speech=listen(timeline.tracks, wav2vec2, num_frames=timeline.num_frames),
             regions=tuple(person.region for person in people),
             timeline=timeline,
             sound=mix(

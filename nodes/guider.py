@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..multitalk_core.config import ApgConfig, SamplingConfig
-from ..multitalk_core.engine import Speech
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size
-from ..multitalk_core.inputs.masks import fit_masks, to_tokens
-from ..multitalk_core.method.segments import Segment
-from .host.guider import SegmentGuider, SegmentVoices
+from ..multitalk_core.inputs.photo import to_photo
+from ..multitalk_core.inputs.scene import place_speakers
+from ..multitalk_core.inputs.speech import Speech
+from .host.guider import LatentGuider
 from .host.session import check_features, talking_transformer
-from .sampler import masks_in_photo
 from .settings import fast_inputs, guidance_inputs
 from .sockets import AudioEmbeds, SpokenAudio
 
@@ -85,15 +85,11 @@ class MultiTalkGuider(io.ComfyNode):
         speech = audio_embeds.speech
         check_features(talking_transformer(model), speech, encoder=audio_embeds.encoder)
         _check_start(start_frame, speech)
-        masks = _masks(audio_embeds, image)
-        guider = SegmentGuider(
+        guider = LatentGuider(
             model,
-            voices=SegmentVoices(
-                windows=lambda num_frames: speech.windows(_segment(start_frame, num_frames)),
-                token_masks=lambda size: (
-                    None if masks is None else to_tokens(fit_masks(masks, size=size))
-                ),
-            ),
+            speech=speech,
+            start_frame=start_frame,
+            masks_at=_masks_at(audio_embeds, image),
             config=SamplingConfig(**settings, apg=ApgConfig() if apg else None),
         )
         guider.set_conds(positive, negative)
@@ -108,14 +104,14 @@ def _check_start(start_frame: int, speech: Speech) -> None:
         )
 
 
-def _masks(spoken: SpokenAudio, image: Tensor | None) -> Tensor | None:
-    if image is None and len(spoken.regions) > 1:
+def _masks_at(spoken: SpokenAudio, image: Tensor | None) -> Callable[[Size], Tensor | None]:
+    """Give the token masks as a function of the video's size, which only the latent tells."""
+    if len(spoken.regions) == 1:
+        return lambda _: None
+    if image is None:
         raise InputError(
             "Two speakers need `image`: their boxes and masks lie in the photo's pixels. Connect "
             "the photo that WanImageToVideo has."
         )
-    return None if image is None else masks_in_photo(spoken, photo=Size(*image.shape[1:3]))
-
-
-def _segment(start: int, num_frames: int) -> Segment:
-    return Segment(start, start + num_frames, known_frames=1, keep=slice(None))
+    photo = to_photo(image)
+    return lambda size: place_speakers(spoken.regions, photo=photo, size=size)

@@ -12,12 +12,12 @@ from comfy_api.latest import InputImpl, Types, io, ui
 from torch import Tensor
 
 from ..multitalk_core.config import FPS, ApgConfig, SamplingConfig
-from ..multitalk_core.engine import generate
+from ..multitalk_core.engine import Finished
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size, aspect_size, bucket_size
-from ..multitalk_core.inputs.masks import speaker_masks
 from ..multitalk_core.inputs.photo import to_photo
-from .host.sampling import EULER, SAMPLERS, SCHEDULERS, UPSTREAM, SegmentSolver
+from ..multitalk_core.inputs.scene import Scene, Text, compose
+from .host.sampling import EULER, SAMPLERS, SCHEDULERS, UPSTREAM, HostSampler
 from .host.session import Session, check_features
 from .settings import fast_inputs, guidance_inputs, schedule_inputs
 from .sockets import AudioEmbeds, SpokenAudio
@@ -86,33 +86,25 @@ class MultiTalkSampler(io.ComfyNode):
         video_size = _video_size(shape, choice=size, longest_side=longest_side)
         speech = audio_embeds.speech
         text_len = session.transformer.config.text_len
-        text = _tokens(positive, "positive", limit=text_len)
-        negative_text = None if negative is None else _tokens(negative, "negative", limit=text_len)
-        solver = SegmentSolver(
+        text = Text(
+            _tokens(positive, "positive", limit=text_len),
+            None if negative is None else _tokens(negative, "negative", limit=text_len),
+        )
+        scene = Scene(
+            picture=compose(photo, audio_embeds.regions, size=video_size),
+            speech=speech,
+            text_at=lambda _: text,
+        )
+        sampler = HostSampler(
             model,
             positive=positive[0][1],
             negative={} if negative is None else negative[0][1],
             sampler_name=sampler_name,
             scheduler=scheduler,
-            shift=config.shift,
             seed=seed,
         )
-        segments = generate(
-            session.transformer,
-            session.vae,
-            session.image_encoder,
-            photo=photo,
-            speech=speech,
-            masks=masks_in_photo(audio_embeds, photo=shape),
-            text=text,
-            negative_text=negative_text,
-            size=video_size,
-            config=config,
-            generator=torch.Generator().manual_seed(seed),
-            device=session.device,
-            dtype=session.dtype,
-            on_step=session.reporter(),
-            solver=solver,
+        segments = session.engine(sampler).segments(
+            scene, config, seed=seed, on_step=session.reporter()
         )
         frames = _collect(segments, num_frames=speech.num_frames, size=video_size)
         return _outputs(frames, audio_embeds)
@@ -239,15 +231,6 @@ def _video_size(photo: Size, *, choice: SizeChoice, longest_side: int) -> Size:
     return bucket_size(photo, resolution=choice)
 
 
-def masks_in_photo(spoken: SpokenAudio, *, photo: Size) -> Tensor | None:
-    """Give the speakers' masks `(S + 1, H0, W0)`; a single speaker is everywhere."""
-    if len(spoken.regions) > 1:
-        return speaker_masks(spoken.regions, photo=photo)
-    if spoken.regions[0] is not None:
-        _log.warning("The mask or box of a single speaker has no effect.")
-    return None
-
-
 def _tokens(conditioning: list[Any], name: str, *, limit: int) -> Tensor:
     """Give the tokens `(1, L, D)` of a CONDITIONING, cut to as many as the model reads."""
     if len(conditioning) != 1:
@@ -263,14 +246,15 @@ def _tokens(conditioning: list[Any], name: str, *, limit: int) -> Tensor:
     return tokens[:1, :limit].float()
 
 
-def _collect(segments: Iterable[Tensor], *, num_frames: int, size: Size) -> Tensor:
-    """Join segments `(3, T, H, W)` in [-1, 1] to ComfyUI's IMAGE, `(T, H, W, 3)` in 0 to 1."""
+def _collect(segments: Iterable[Finished], *, num_frames: int, size: Size) -> Tensor:
+    """Join the frames of segments, in [-1, 1], to ComfyUI's IMAGE, `(T, H, W, 3)` in 0 to 1."""
     video = torch.empty(num_frames, *size, 3)
     done = 0
     for segment in segments:
-        frames = video[done : done + segment.shape[1]]
-        frames.copy_(segment.movedim(0, -1)).add_(1).div_(2).clamp_(0, 1)
-        done += segment.shape[1]
+        count = segment.frames.shape[1]
+        frames = video[done : done + count]
+        frames.copy_(segment.frames.movedim(0, -1)).add_(1).div_(2).clamp_(0, 1)
+        done += count
     return video
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..multitalk_core.engine import Speech
 from ..multitalk_core.geometry import Box
+from ..multitalk_core.inputs.speech import Speech
 from ..multitalk_core.inputs.voices import Sound, Timeline
 
 Wav2Vec2 = io.Custom("MTK_WAV2VEC2")

@@ -1,138 +1,134 @@
-"""Where the models of a run lie, by a plan; and the next plan, where the card is full after all.
+"""Where the models of a run lie, by a memory plan; and a leaner plan when the card is full.
 
-The estimate of `memory` cannot know what else takes the card's memory while a video is made. So
-the two that need most of it, a segment's sampling and the VAE, begin anew under a leaner plan when
-memory runs out. The noise is drawn again from the same state: it is the same video.
+The estimate of `memory` cannot know what else takes the card's memory while a video is made. When
+memory runs out, the segment starts again from its `SegmentState` with the transformer's blocks
+streamed; the state holds the generator, so the noise and the video are the same. If the VAE runs
+out of memory while blocks are streamed, it goes on in tiles.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Generator, Tensor
 
 from ..multitalk_core.config import SamplingConfig
+from ..multitalk_core.engine import Engine, Finished, Step
 from ..multitalk_core.errors import MultiTalkError
-from ..multitalk_core.method.sampler import OnSolverStep, SegmentModel, solve
+from ..multitalk_core.inputs.scene import Scene
+from ..multitalk_core.method.sampler import EulerSampler
+from ..multitalk_core.method.state import SegmentState
+from ..multitalk_core.model.attention import PLAIN, Attends
 from ..multitalk_core.model.dit import MultiTalkModel
-from .memory import PLANS, Plan
+from ..multitalk_core.protocols import ImageEncoder
+from .memory import STREAMED, Plan
 from .streaming import stream_blocks
 from .vae import WanVAE
 
 _log = logging.getLogger(__name__)
 
-ResultT = TypeVar("ResultT")
 
-
-class Placement:
-    """The transformer and the VAE on a device: a `Solver` and a `VideoVAE` that keep to a plan.
+class PlacedEngine:
+    """An engine whose parts are placed on a device by a memory plan.
 
     Attributes:
-        plan: What is followed now.
+        streamed: Whether the transformer's blocks come from main memory one by one.
+        tiled: Whether the VAE works in tiles.
     """
 
     def __init__(
         self,
         transformer: MultiTalkModel,
         vae: WanVAE,
+        image_encoder: ImageEncoder,
         *,
         device: torch.device,
+        dtype: torch.dtype,
         plan: Plan,
         may_change: bool,
+        attends: Attends = PLAIN,
     ) -> None:
         """Bring the transformer to the device.
 
         Args:
             transformer: Loaded in main memory.
             vae: The video autoencoder.
-            device: Where both compute.
-            plan: What to follow.
-            may_change: Whether the next plan is taken when memory runs out.
+            image_encoder: The CLIP vision tower.
+            device: Where all compute.
+            dtype: What the transformer computes in.
+            plan: Where the weights lie.
+            may_change: Whether a leaner plan is taken when memory runs out.
+            attends: The attention backends.
         """
+        self._engine = Engine(
+            sampler=EulerSampler(transformer, dtype=dtype, attends=attends),
+            vae=vae,
+            image_encoder=image_encoder,
+            device=device,
+        )
         self._transformer = transformer
         self._vae = vae
         self._device = device
         self._may_change = may_change
-        self.plan = plan
-        if not plan.streamed:
-            transformer.to(device)
-        self._follow(plan, streams_already=False)
-
-    def solve(
-        self,
-        noise: Tensor,
-        model: SegmentModel,
-        *,
-        config: SamplingConfig,
-        generator: Generator,
-        on_step: OnSolverStep,
-    ) -> Tensor:
-        """Sample a segment, from its start again if memory runs out."""
-        drawn = generator.get_state()
-
-        def sample() -> Tensor:
-            generator.set_state(drawn)
-            return solve(noise, model, config=config, generator=generator, on_step=on_step)
-
-        return self._attempt(
-            sample, what=f"sampling segment {model.index + 1}", needs=lambda plan: plan.streamed
-        )
-
-    def encode(self, video: Tensor) -> Tensor:
-        """Encode as a `VideoVAE`."""
-        return self._attempt(
-            lambda: self._vae.encode(video), what="encoding frames", needs=lambda plan: plan
-        )
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Decode as a `VideoVAE`."""
-        return self._attempt(
-            lambda: self._vae.decode(latents), what="decoding frames", needs=lambda plan: plan
-        )
-
-    def _attempt(
-        self, work: Callable[[], ResultT], *, what: str, needs: Callable[[Plan], object]
-    ) -> ResultT:
-        """Do work; if memory runs out, once more under the next plan that changes its needs."""
-        if not self._may_change:
-            return work()
-        with contextlib.suppress(torch.OutOfMemoryError):
-            return work()
-        # only here are the tensors of the failed work gone, which the error held
-        self._step_down(what, needs)
-        try:
-            return work()
-        except torch.OutOfMemoryError as reason:
-            raise _too_little(what) from reason
-
-    def _step_down(self, what: str, needs: Callable[[Plan], object]) -> None:
-        before = self.plan
-        following = PLANS[PLANS.index(before) + 1 :]
-        leaner = [plan for plan in following if needs(plan) != needs(before)]
-        if not leaner:
-            raise _too_little(what)
-        self.plan = leaner[0]
-        _log.warning(
-            "The card's memory ran out while %s; that begins anew with %s.", what, self.plan.words
-        )
-        self._follow(self.plan, streams_already=before.streamed)
-
-    def _follow(self, plan: Plan, *, streams_already: bool) -> None:
-        if plan.streamed and not streams_already:
-            stream_blocks(self._transformer, self._transformer.blocks, self._device)
+        self.streamed = False
         if plan.tiled:
-            self._vae.use_tiles()
-            _log.info("the VAE works in tiles, which changes the picture a little")
+            vae.use_tiles()
+        if plan.streamed:
+            self._stream()
+        else:
+            transformer.to(device)
+
+    @property
+    def tiled(self) -> bool:
+        """Whether the VAE works in tiles."""
+        return self._vae.tiled
+
+    def segments(
+        self,
+        scene: Scene,
+        config: SamplingConfig,
+        *,
+        seed: int,
+        on_step: Callable[[Step], None] | None = None,
+    ) -> Iterator[Finished]:
+        """Make a video as `Engine.segments` does, with less memory if it runs out.
+
+        Raises:
+            MultiTalkError: If the leanest plan needs too much memory, too.
+        """
+        state: SegmentState | None = None
+        while True:
+            rest = self._engine.segments(scene, config, seed=seed, state=state, on_step=on_step)
+            try:
+                for finished in rest:
+                    yield finished
+                    state = finished.state
+                return
+            except torch.OutOfMemoryError as reason:
+                if not self._may_change:
+                    raise
+                number = 1 if state is None else state.num_done + 1
+                if self.streamed:
+                    raise _too_little(number) from reason
+            # Only here are the tensors of the failed work freed; the error referred to them.
+            _log.warning(
+                "The card's memory ran out in segment %d; it starts again with %s.",
+                number,
+                STREAMED.words,
+            )
+            self._stream()
+
+    def _stream(self) -> None:
+        stream_blocks(self._transformer, self._transformer.blocks, self._device)
+        self.streamed = True
+        self._vae.may_tile = self._may_change
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def _too_little(what: str) -> MultiTalkError:
+def _too_little(number: int) -> MultiTalkError:
     return MultiTalkError(
-        f"The card's memory ran out while {what}, and no plan needs less of it. Give a smaller "
-        "--size or fewer --segment-frames, or end what else uses the card."
+        f"The card's memory ran out in segment {number}, and no plan needs less of it. Give a "
+        "smaller --size or fewer --segment-frames, or end what else uses the card."
     )

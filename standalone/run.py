@@ -1,8 +1,8 @@
-"""One video from request to file: read, check, load, hear, sample, write.
+"""One video from request to file: read, check, listen, encode the text, load, sample, write.
 
 The order puts what fails cheaply first: a wrong photo, voice or weights file is reported before
 the long loading, and the video file is begun before the long sampling. The method itself is
-`multitalk_core.pipeline.generate`.
+`multitalk_core.engine.Engine`.
 """
 
 from __future__ import annotations
@@ -19,30 +19,31 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import Wav2Vec2Model
 
 if sys.platform != "win32":
     import resource
 
 from ..multitalk_core.config import FPS
-from ..multitalk_core.engine import Speech, Step, generate
+from ..multitalk_core.engine import Step
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size, aspect_size, bucket_size, snap_size
 from ..multitalk_core.inputs.features import audio_features
-from ..multitalk_core.inputs.masks import fit_masks, speaker_masks, to_tokens
 from ..multitalk_core.inputs.photo import to_photo
+from ..multitalk_core.inputs.scene import Picture, Scene, Text, compose
+from ..multitalk_core.inputs.speech import listen
 from ..multitalk_core.inputs.voices import Sound, Timeline, arrange, mix, prepare_voice
 from ..multitalk_core.method.guidance import needs_negative_text, passes_needed
 from ..multitalk_core.method.segments import TAIL_FRAMES
 from ..multitalk_core.model.attention import Attends
-from ..multitalk_core.model.backends import Backend, video_attention
-from ..multitalk_core.model.dit import MultiTalkModel
+from ..multitalk_core.model.backends import video_attention
 from ..multitalk_core.model.lrope import MAX_SPEAKERS
 from ..wan_gguf_loader.int8 import multiplies_int8
 from .borrowed import held_bytes, on_device
-from .encoders import VisionEncoder, load_image_encoder, load_text_encoder
+from .encoders import load_image_encoder, load_text_encoder
 from .media import read_mask, read_photo, read_voice
 from .memory import RESIDENT, STREAMED, VISITOR_SLACK, Plan, Workload, choose, free_bytes
-from .placement import Placement
+from .placement import PlacedEngine
 from .request import Request
 from .vae import load_vae, vae_width
 from .video import VideoWriter, require_target
@@ -65,7 +66,7 @@ class Summary:
         seed: Of the noise.
         device: Where it was computed.
         dtype: In which type.
-        attention: Who computed it among video tokens: `torch`, `flash` or `sage`.
+        attention: Attention backend of the video tokens: `torch`, `flash` or `sage`.
         streamed: Whether the transformer's blocks came from main memory one by one.
         tiled: Whether the VAE worked in tiles.
         timings: Seconds each stage took.
@@ -88,14 +89,6 @@ class Summary:
     peak_memory_bytes: int | None
 
 
-class _Scene(NamedTuple):
-    """The photo and who is where in it."""
-
-    photo: Tensor
-    masks: Tensor
-    size: Size
-
-
 class _Voices(NamedTuple):
     """What is heard, by the model and by the viewer."""
 
@@ -103,28 +96,17 @@ class _Voices(NamedTuple):
     sound: Sound
 
 
-class _Text(NamedTuple):
-    """Encoded prompts, `(1, L, D)`; the negative one where the guidance asks for it."""
+class _VoiceEncoder:
+    """Wav2Vec2 that visits the device while it listens."""
 
-    prompt: Tensor
-    negative: Tensor | None
+    def __init__(self, model: Wav2Vec2Model, device: torch.device) -> None:
+        self._model = model
+        self._device = device
 
-
-class _Inputs(NamedTuple):
-    """What a video is made from, ready for the model, and who computes its attention."""
-
-    scene: _Scene
-    speech: Speech
-    text: _Text
-    attention: Backend
-
-
-class _Models(NamedTuple):
-    """What samples, encodes and decodes; the placement is both solver and VAE."""
-
-    transformer: MultiTalkModel
-    placement: Placement
-    image_encoder: VisionEncoder
+    def features(self, track: Tensor) -> Tensor:
+        with on_device(self._model, self._device):
+            heard = audio_features(self._model, track.to(self._device), tail_frames=TAIL_FRAMES)
+        return heard.cpu()
 
 
 class _Stopwatch:
@@ -163,41 +145,55 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
     with watch.stage("read"):
         require_target(request.output)
         _check_speakers(request)
-        scene = _read_scene(request)
+        picture = _read_picture(request)
         voices = _read_voices(request)
         files = OpenFiles(request.files)
-        plan = _plan(files, request, size=scene.size, device=device, dtype=dtype)
+        plan = _plan(files, request, size=picture.size, device=device, dtype=dtype)
     with watch.stage("listen"):
-        speech = _listen(files, voices.timeline, device)
+        encoder = _VoiceEncoder(files.load_wav2vec2(), device)
+        timeline = voices.timeline
+        speech = listen(timeline.tracks, encoder, num_frames=timeline.num_frames)
+        del encoder
     with watch.stage("encode_text"):
         text = _encode_text(files, request, device=device, dtype=dtype)
     with watch.stage("load"):
-        models = _load_models(files, request, plan, device=device, dtype=dtype)
+        engine = PlacedEngine(
+            files.load_transformer(dtype, precision=request.precision),
+            load_vae(files.vae, device=device, dtype=dtype),
+            load_image_encoder(files.clip_vision, device=device, dtype=dtype),
+            device=device,
+            dtype=dtype,
+            plan=plan,
+            may_change=request.offload == "auto",
+            attends=Attends(video=attention.attend),
+        )
+    scene = Scene(picture=picture, speech=speech, text_at=lambda _: text)
     with (
         watch.stage("sample"),
         VideoWriter(
             request.output,
-            size=scene.size,
+            size=picture.size,
             waveform=voices.sound.waveform,
             sample_rate=voices.sound.sample_rate,
         ) as writer,
     ):
-        inputs = _Inputs(scene, speech, text, attention)
-        for frames in _frames(request, models, inputs, device=device, dtype=dtype, on_step=on_step):
-            writer.write(frames)
+        for finished in engine.segments(
+            scene, request.sampling, seed=request.seed, on_step=on_step
+        ):
+            writer.write(finished.frames)
     return Summary(
         output=str(request.output),
         frames=writer.num_frames,
         fps=FPS,
         seconds=writer.num_frames / FPS,
-        width=scene.size.width,
-        height=scene.size.height,
+        width=picture.size.width,
+        height=picture.size.height,
         seed=request.seed,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         attention=attention.name,
-        streamed=models.placement.plan.streamed,
-        tiled=models.placement.plan.tiled,
+        streamed=engine.streamed,
+        tiled=engine.tiled,
         timings=watch.seconds,
         peak_memory_bytes=_peak_memory(device),
     )
@@ -241,7 +237,7 @@ def _check_speakers(request: Request) -> None:
         )
 
 
-def _read_scene(request: Request) -> _Scene:
+def _read_picture(request: Request) -> Picture:
     photo = to_photo(read_photo(request.image))
     photo_size = Size(*photo.shape[:2])
     size = _video_size(request, photo_size)
@@ -249,9 +245,7 @@ def _read_scene(request: Request) -> _Scene:
         read_mask(speaker.region) if isinstance(speaker.region, Path) else speaker.region
         for speaker in request.speakers
     ]
-    masks = speaker_masks(regions, photo=photo_size)
-    to_tokens(fit_masks(masks, size=size))  # an empty one is reported before the long work
-    return _Scene(photo, masks, size)
+    return compose(photo, regions, size=size)
 
 
 def _video_size(request: Request, photo: Size) -> Size:
@@ -292,19 +286,9 @@ def _read_voices(request: Request) -> _Voices:
     return _Voices(timeline, sound)
 
 
-def _listen(files: OpenFiles, timeline: Timeline, device: torch.device) -> Speech:
-    model = files.load_wav2vec2()
-    with on_device(model, device):
-        features = tuple(
-            audio_features(model, track.to(device), tail_frames=TAIL_FRAMES).cpu()
-            for track in timeline.tracks
-        )
-    return Speech(features=features, num_frames=timeline.num_frames)
-
-
 def _encode_text(
     files: OpenFiles, request: Request, *, device: torch.device, dtype: torch.dtype
-) -> _Text:
+) -> Text:
     encoder = load_text_encoder(
         files.text_encoder,
         device=device,
@@ -316,7 +300,7 @@ def _encode_text(
     if needs_negative_text(request.sampling.text_guidance):
         prompts.append(request.negative_prompt)
     encoded = encoder.encode(prompts)
-    return _Text(encoded[0], encoded[1] if len(encoded) > 1 else None)
+    return Text(encoded[0], encoded[1] if len(encoded) > 1 else None)
 
 
 def _plan(
@@ -345,47 +329,6 @@ def _plan(
         image_encoder_bytes=held_bytes(files.clip_vision, dtype),
     )
     return choose(work, free=free_bytes(device))
-
-
-def _load_models(
-    files: OpenFiles, request: Request, plan: Plan, *, device: torch.device, dtype: torch.dtype
-) -> _Models:
-    vae = load_vae(files.vae, device=device, dtype=dtype)
-    image_encoder = load_image_encoder(files.clip_vision, device=device, dtype=dtype)
-    transformer = files.load_transformer(dtype, precision=request.precision)
-    placement = Placement(
-        transformer, vae, device=device, plan=plan, may_change=request.offload == "auto"
-    )
-    return _Models(transformer, placement, image_encoder)
-
-
-def _frames(
-    request: Request,
-    models: _Models,
-    inputs: _Inputs,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    on_step: Callable[[Step], None] | None,
-) -> Iterator[Tensor]:
-    return generate(
-        models.transformer,
-        models.placement,
-        models.image_encoder,
-        photo=inputs.scene.photo,
-        speech=inputs.speech,
-        masks=inputs.scene.masks,
-        text=inputs.text.prompt,
-        negative_text=inputs.text.negative,
-        size=inputs.scene.size,
-        config=request.sampling,
-        generator=torch.Generator().manual_seed(request.seed),
-        device=device,
-        dtype=dtype,
-        on_step=on_step,
-        solver=models.placement.solve,
-        attends=Attends(video=inputs.attention.attend),
-    )
 
 
 def _peak_memory(device: torch.device) -> int | None:

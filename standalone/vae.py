@@ -9,7 +9,10 @@ Follows `WanVAE` in MultiTalk `wan/modules/vae.py`.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
+from collections.abc import Callable
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -40,6 +43,8 @@ _ORIGINAL_PARTS = (
     (r"\.conv2\.", ".residual.6."),
     (r"\.conv_shortcut\.", ".shortcut."),
 )
+_log = logging.getLogger(__name__)
+
 _UP_BLOCK = re.compile(r"\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.")
 
 
@@ -50,6 +55,8 @@ class WanVAE:
         model: The autoencoder.
         mean: Of each latent channel, `(16,)`.
         std: Standard deviation of each latent channel, `(16,)`.
+        may_tile: Whether it goes on in tiles when the card's memory runs out.
+        tiled: Whether it works in tiles.
     """
 
     def __init__(self, model: AutoencoderKLWan, *, device: torch.device) -> None:
@@ -57,27 +64,46 @@ class WanVAE:
         self._device = device
         self.mean = torch.tensor(model.config["latents_mean"])
         self.std = torch.tensor(model.config["latents_std"])
+        self.may_tile = False
+        self.tiled = False
 
     def use_tiles(self) -> None:
         """Work in overlapping tiles from now on: less memory, and a slightly different picture."""
+        _log.warning("The VAE works in tiles, which changes the picture a little.")
+        self.tiled = True
         self.model.enable_tiling(TILE_PIXELS, TILE_PIXELS, TILE_STRIDE, TILE_STRIDE)
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
         """Turn frames `(1, 3, T, H, W)` in [-1, 1] into latents `(1, 16, F, H/8, W/8)`, float32."""
+        return self._attempt(lambda: self._encode(video))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents `(1, 16, F, h, w)` into float32 frames `(1, 3, 4F - 3, 8h, 8w)`, clamped."""
+        return self._attempt(lambda: self._decode(latents))
+
+    def _encode(self, video: Tensor) -> Tensor:
         with on_device(self.model, self._device):
             moved = video.to(self._device, self.model.dtype)
             latents: Tensor = self.model.encode(moved).latent_dist.mode().float()
             return (latents - _spread(self.mean, latents)) / _spread(self.std, latents)
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents `(1, 16, F, h, w)` into float32 frames `(1, 3, 4F - 3, 8h, 8w)`, clamped."""
+    def _decode(self, latents: Tensor) -> Tensor:
         with on_device(self.model, self._device):
             plain = latents.to(self._device, torch.float32)
             plain = plain * _spread(self.std, plain) + _spread(self.mean, plain)
             frames: Tensor = self.model.decode(plain.to(self.model.dtype)).sample
             return frames.float()
+
+    def _attempt(self, work: Callable[[], Tensor]) -> Tensor:
+        if self.tiled or not self.may_tile:
+            return work()
+        with contextlib.suppress(torch.OutOfMemoryError):
+            return work()
+        # Only here are the tensors of the failed work freed; the error referred to them.
+        self.use_tiles()
+        return work()
 
 
 def load_vae(file: WeightsFile, *, device: torch.device, dtype: torch.dtype) -> WanVAE:

@@ -13,7 +13,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ...multitalk_core.config import SamplingConfig
 from ...multitalk_core.method.guidance import Pass
-from ...multitalk_core.method.sampler import SegmentModel, Velocities, solve
+from ...multitalk_core.method.sampler import EulerSampler, SegmentInputs, Velocities
 from ..evaluate_tiny.rows import follow
 from ..evaluate_tiny.scenes import Scene, Voice, cut_voices, draw_scenes
 from ..evaluate_tiny.system import MATCHED, SEGMENT_FRAMES, System
@@ -42,15 +42,22 @@ MODES: dict[str, dict[str, float]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class CountedModel(SegmentModel):
-    """A segment's model that notes each pass it runs."""
+class CountingSampler(EulerSampler):
+    """Notes each pass it runs and the latents of each segment."""
 
-    ran: list[Pass]
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__(*args, **given)
+        self.ran: list[Pass] = []
+        self.made: list[Tensor] = []
 
-    def velocities(self) -> Velocities:
+    def sample(self, noise: Tensor, inputs: SegmentInputs, **given: Any) -> Tensor:
+        """Sample a segment."""
+        self.made.append(super().sample(noise, inputs, **given))
+        return self.made[-1]
+
+    def velocities(self, inputs: SegmentInputs, **given: Any) -> Velocities:
         """Give the model as a function."""
-        inner = super().velocities()
+        inner = super().velocities(inputs, **given)
 
         def counted(latents: Tensor, timestep: float, passes: Sequence[Pass]) -> list[Tensor]:
             self.ran.extend(passes)
@@ -69,13 +76,11 @@ class Clip(NamedTuple):
 
 def make(system: System, scene: Scene, voice: Voice, *, config: SamplingConfig, seed: int) -> Clip:
     """Make one segment and measure it."""
-    ran: list[Pass] = []
-    made: list[Tensor] = []
+    samplers: list[CountingSampler] = []
 
-    def solver(noise: Tensor, model: SegmentModel, **given: Any) -> Tensor:
-        parts = {field.name: getattr(model, field.name) for field in fields(model)}
-        made.append(solve(noise, CountedModel(**parts, ran=ran), **given))
-        return made[-1]
+    def counting(*args: Any, **given: Any) -> CountingSampler:
+        samplers.append(CountingSampler(*args, **given))
+        return samplers[-1]
 
     video = system.film(
         scene,
@@ -84,9 +89,10 @@ def make(system: System, scene: Scene, voice: Voice, *, config: SamplingConfig, 
         negative_prompt="",
         config=config,
         seed=seed,
-        solver=solver,
+        sampler=counting,
     )
-    return Clip(made[0], len(ran), follow(video, scene.mouths[0], voice))
+    (sampler,) = samplers
+    return Clip(sampler.made[0], len(sampler.ran), follow(video, scene.mouths[0], voice))
 
 
 def table(system: System, cast: Sequence[tuple[Scene, Voice]], config: SamplingConfig) -> str:

@@ -7,7 +7,7 @@ two together) in a sixth of the time.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +17,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...multitalk_core.config import SamplingConfig
-from ...multitalk_core.engine import Speech, generate
+from ...multitalk_core.engine import Engine
 from ...multitalk_core.geometry import Box, Size
 from ...multitalk_core.inputs.features import audio_features
-from ...multitalk_core.inputs.masks import speaker_masks
-from ...multitalk_core.method.sampler import Solver, solve
+from ...multitalk_core.inputs.scene import Scene as SceneOfEngine
+from ...multitalk_core.inputs.scene import Text, compose
+from ...multitalk_core.inputs.speech import Speech
+from ...multitalk_core.method.sampler import EulerSampler
 from ...multitalk_core.method.segments import TAIL_FRAMES
 from ...multitalk_core.model.dit import MultiTalkModel
 from ...standalone.encoders import load_image_encoder, load_text_encoder
@@ -109,7 +111,7 @@ class System:
         negative_prompt: str | None = None,
         config: SamplingConfig = SAMPLING,
         seed: int = 0,
-        solver: Solver = solve,
+        sampler: Callable[..., EulerSampler] = EulerSampler,
     ) -> Tensor:
         """Make a video of a scene.
 
@@ -122,7 +124,7 @@ class System:
             negative_prompt: Needed by a text guidance other than 1.
             config: How to sample.
             seed: Of the noise.
-            solver: How noise becomes latents.
+            sampler: Makes the sampler of the transformer.
 
         Returns:
             Frames `(3, T, H, W)` in [0, 1].
@@ -135,23 +137,23 @@ class System:
         if negative_prompt is not None:
             prompts.append(negative_prompt)
         text, *negative_text = self._texts.encode(prompts)
-        frames = generate(
-            self.transformer,
-            self._vae,
-            self._images,
-            photo=scene.photo,
-            speech=Speech(features=tuple(map(self._hear, voices)), num_frames=num_frames),
-            masks=speaker_masks(regions, photo=size),
-            text=text,
-            negative_text=negative_text[0] if negative_text else None,
-            size=size,
-            config=config,
-            generator=torch.Generator().manual_seed(seed),
+        engine = Engine(
+            sampler=sampler(self.transformer, dtype=self.dtype),
+            vae=self._vae,
+            image_encoder=self._images,
             device=self.device,
-            dtype=self.dtype,
-            solver=solver,
         )
-        return (torch.cat(list(frames), dim=1) / 2 + 0.5).clamp(0, 1)
+        encoded = Text(text, negative_text[0] if negative_text else None)
+        parts = engine.segments(
+            SceneOfEngine(
+                picture=compose(scene.photo, regions, size=size),
+                speech=Speech(features=tuple(map(self._hear, voices)), num_frames=num_frames),
+                text_at=lambda _: encoded,
+            ),
+            config,
+            seed=seed,
+        )
+        return (torch.cat([part.frames for part in parts], dim=1) / 2 + 0.5).clamp(0, 1)
 
     def _hear(self, voice: Voice) -> Tensor:
         key = id(voice)  # kept with the features, so that no later voice has it

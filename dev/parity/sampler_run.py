@@ -15,9 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...multitalk_core import engine as pipeline
 from ...multitalk_core.config import ApgConfig, SamplingConfig
+from ...multitalk_core.engine import Engine
 from ...multitalk_core.geometry import Size, latent_frames
+from ...multitalk_core.inputs.masks import fit_masks, to_tokens
+from ...multitalk_core.inputs.scene import Picture, Scene, Text
+from ...multitalk_core.inputs.speech import Speech
+from ...multitalk_core.method.sampler import EulerSampler
 from ...multitalk_core.method.segments import Segment, SegmentPlan, upstream_plan
 from ...multitalk_core.model.attention import SelfAttended, SelfAttention
 from ...multitalk_core.model.dit import MultiTalkModel
@@ -149,7 +153,7 @@ class RecordedImageEncoder:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UpstreamSpeech(pipeline.Speech):
+class UpstreamSpeech(Speech):
     """Speech that ends as upstream's: in the last of several segments it plays backwards."""
 
     plan: SegmentPlan
@@ -159,7 +163,17 @@ class UpstreamSpeech(pipeline.Speech):
         features = self.features
         if segment.start > 0 and segment == self.plan.segments[-1]:
             features = tuple(_mirror_end(one, stop=segment.stop) for one in features)
-        return pipeline.Speech(features=features, num_frames=self.num_frames).windows(segment)
+        return Speech(features=features, num_frames=self.num_frames).windows(segment)
+
+
+class UpstreamEngine(Engine):
+    """Cuts the video into upstream's segments."""
+
+    upstream_plan: SegmentPlan
+
+    def plan(self, scene: Scene, config: SamplingConfig) -> SegmentPlan:
+        """Give upstream's segments."""
+        return self.upstream_plan
 
 
 class Variant:
@@ -231,25 +245,26 @@ def run(variant: Variant, model: MultiTalkModel, *, masks: Tensor, dtype: torch.
         frame_numbers.append(frame)
         return variant.photo(frame)
 
-    frames = pipeline.generate(
-        recorder,
-        RecordedVAE(recorder),
-        RecordedImageEncoder(recorder),
-        photo=photo,
+    engine = UpstreamEngine(
+        sampler=EulerSampler(recorder, dtype=dtype),
+        vae=RecordedVAE(recorder),
+        image_encoder=RecordedImageEncoder(recorder),
+        device="cpu",
+    )
+    engine.upstream_plan = variant.plan
+    text = Text(file.get("in.context")[None], file.get("in.context_null")[None])
+    token_masks = (
+        None if variant.num_speakers == 1 else to_tokens(fit_masks(masks, size=variant.size))
+    )
+    scene = Scene(
+        picture=Picture(photo, token_masks, variant.size),
         speech=UpstreamSpeech(
             features=variant.features, num_frames=variant.plan.num_frames, plan=variant.plan
         ),
-        masks=masks,
-        text=file.get("in.context")[None],
-        negative_text=file.get("in.context_null")[None],
-        size=variant.size,
-        config=variant.config,
-        generator=torch.Generator().manual_seed(variant.settings["seed"]),
-        device="cpu",
-        dtype=dtype,
-        segment_plan=variant.plan,
+        text_at=lambda _: text,
     )
-    video = torch.cat(list(frames), dim=1)
+    parts = engine.segments(scene, variant.config, seed=variant.settings["seed"])
+    video = torch.cat([part.frames for part in parts], dim=1)
     return Run(recorder.chunks, frame_numbers, video)
 
 

@@ -1,6 +1,6 @@
 """What one segment is told about the picture: condition channels, image tokens, motion latents.
 
-Second step of `pipeline.generate`; follows the two upstream loops, MultiTalk `wan/multitalk.py`
+Fourth step of a video; follows the two upstream loops, MultiTalk `wan/multitalk.py`
 and InfiniteTalk `wan/multitalk.py:generate_infinitetalk`:
 
                      MultiTalk                            InfiniteTalk
@@ -25,11 +25,11 @@ from .segments import Segment
 
 
 class Motion(NamedTuple):
-    """The frames a segment takes over, and how they are held in place.
+    """The frames a segment takes over, and how they are kept in place.
 
     Attributes:
         latents: Their encoding, `(1, 16, n, h, w)` float32.
-        clean: Whether they are held clean (InfiniteTalk) or at each step's noise level.
+        clean: Whether they are kept clean (InfiniteTalk) or at each step's noise level.
         draws: Whether noise is drawn for them; InfiniteTalk draws it too from segment 2 on and
             leaves it unused, which fixes the order of random numbers.
     """
@@ -46,9 +46,9 @@ class Motion(NamedTuple):
     def inject(self, latents: Tensor, *, timestep: float, generator: Generator) -> Tensor:
         """Put the frames into `latents` `(1, 16, F, h, w)` with noise drawn anew, as upstream."""
         noise = draw_noise(self.latents.shape, generator) if self.draws else None
-        return self.hold(latents, timestep=timestep, noise=noise)
+        return self.put(latents, timestep=timestep, noise=noise)
 
-    def hold(self, latents: Tensor, *, timestep: float, noise: Tensor | None) -> Tensor:
+    def put(self, latents: Tensor, *, timestep: float, noise: Tensor | None) -> Tensor:
         """Put the frames into `latents` at a noise level.
 
         Args:
@@ -70,14 +70,21 @@ class Condition(NamedTuple):
     """What the model is told about the picture throughout one segment.
 
     Attributes:
-        latents: Four mask channels, then the encoded known frames, `(1, 20, F, h, w)`.
+        known: The encoded known frames, then grey ones, `(1, 16, F, h, w)`.
+        mask: Which are known, `(1, 4, F, h, w)`: a channel for each of a latent frame's four video
+            frames (the first video frame counts four times), 1 for known ones.
         image: Image tokens, `(1, 257, image_dim)`.
         motion: Frames taken over, if any.
     """
 
-    latents: Tensor
+    known: Tensor
+    mask: Tensor
     image: Tensor
     motion: Motion | None
+
+    def channels(self) -> Tensor:
+        """Give mask and known frames as the transformer takes them, `(1, 20, F, h, w)`."""
+        return torch.cat([self.mask, self.known], dim=1)
 
 
 def condition_segment(
@@ -104,20 +111,18 @@ def condition_segment(
         The condition, float32 on the picture's device.
     """
     later = motion_frames is not None
-    known = motion_frames if motion_frames is not None else picture
+    frames = motion_frames if motion_frames is not None else picture
     if method == "infinitetalk":
-        latents = encode_condition(vae, picture, num_frames=segment.num_frames)
-        taken_over = vae.encode(known).to(picture)
-        motion = Motion(taken_over, clean=True, draws=later)
-        return Condition(latents, image_encoder.encode(picture[:, :, 0]).to(picture), motion)
-    latents = encode_condition(vae, known, num_frames=segment.num_frames)
-    taken_over = latents[:, FRAME_STRIDE:, : latent_frames(known.shape[2])]
-    motion = Motion(taken_over, clean=False, draws=True)
-    image = image_encoder.encode(known[:, :, -1]).to(picture)
-    return Condition(latents, image, motion if later else None)
+        known, mask = encode_known(vae, picture, num_frames=segment.num_frames)
+        motion = Motion(vae.encode(frames).to(picture), clean=True, draws=later)
+        return Condition(known, mask, image_encoder.encode(picture[:, :, 0]).to(picture), motion)
+    known, mask = encode_known(vae, frames, num_frames=segment.num_frames)
+    motion = Motion(known[:, :, : latent_frames(frames.shape[2])], clean=False, draws=True)
+    image = image_encoder.encode(frames[:, :, -1]).to(picture)
+    return Condition(known, mask, image, motion if later else None)
 
 
-def encode_condition(vae: VideoVAE, known: Tensor, *, num_frames: int) -> Tensor:
+def encode_known(vae: VideoVAE, known: Tensor, *, num_frames: int) -> tuple[Tensor, Tensor]:
     """Encode the known frames, then grey ones, and mark which are known.
 
     Args:
@@ -126,15 +131,14 @@ def encode_condition(vae: VideoVAE, known: Tensor, *, num_frames: int) -> Tensor
         num_frames: Frames of the segment.
 
     Returns:
-        `(1, 4 + 16, F, h, w)`: of the mask channels, one for each of a latent frame's four video
-        frames (the first video frame counts four times), then the latents.
+        `known` and `mask` of a `Condition`.
     """
     num_known = known.shape[2]
     grey = known.new_zeros(*known.shape[:2], num_frames - num_known, *known.shape[3:])
     latents = vae.encode(torch.cat([known, grey], dim=2)).to(known)
     mask = torch.zeros_like(latents[:, :FRAME_STRIDE])
     mask[:, :, : latent_frames(num_known)] = 1
-    return torch.cat([mask, latents], dim=1)
+    return latents, mask
 
 
 def draw_noise(shape: torch.Size | tuple[int, ...], generator: Generator) -> Tensor:

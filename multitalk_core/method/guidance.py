@@ -1,7 +1,8 @@
 """Guidance: which passes a step needs, and how their velocities become one.
 
-Used by `sampler.solve`; follows the guidance branches of MultiTalk `wan/multitalk.py:generate`
-and `adaptive_projected_guidance` of `wan/utils/multitalk_utils.py` (APG, arXiv 2410.02416).
+Used by `sampler.EulerSampler`; follows the guidance branches of MultiTalk
+`wan/multitalk.py:generate` and `adaptive_projected_guidance` of `wan/utils/multitalk_utils.py`
+(APG, arXiv 2410.02416).
 Each pass leaves out one thing more than the pass before it; each difference between neighbours
 points towards what was left out and is scaled. Departure: a scale of 1 for the audio saves a pass
 (the sum is the same), as upstream does for the text only. Either guidance may be limited to a part

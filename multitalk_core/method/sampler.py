@@ -1,8 +1,8 @@
 """Sampling one segment: from noise to clean latents.
 
-Third step of `pipeline.generate`; follows the inner loop of MultiTalk `wan/multitalk.py:generate`.
-A `Solver` does it: `solve`, upstream's Euler steps, or one of the caller's own (ComfyUI's samplers
-come in this way). Whichever it is, the frames taken over from the segment before must be in place
+Fifth step of a video; follows the inner loop of MultiTalk `wan/multitalk.py:generate`. A
+`SegmentSampler` does it: `EulerSampler` takes upstream's Euler steps, and ComfyUI's samplers come
+in as another one. Whichever it is, the frames taken over from the segment before must be in place
 at every call of the model, and at the end. Latents stay float32; the model computes in its dtype.
 """
 
@@ -19,10 +19,10 @@ from torch.nn.functional import pad
 
 from ..config import SamplingConfig
 from ..errors import MultiTalkError
+from ..inputs.scene import Text
 from ..model.attention import PLAIN, Attends
 from ..model.dit import MultiTalkModel
 from ..model.hooks import Hooks
-from ..model.memory import Memory
 from .conditioning import Condition, Motion
 from .guidance import Guidance, Pass
 from .schedule import clean_estimate, euler_step, moment, timesteps
@@ -32,106 +32,51 @@ Velocities = Callable[[Tensor, float, Sequence[Pass]], list[Tensor]]
 """The model within one segment: latents `(1, 16, F, h, w)`, timestep, the passes of this step ->
 one velocity for each, in their order, float32."""
 
-_MEMORY_BYTES = 64 * 2**20
-"""Room for keys and values that stay the same throughout a segment; see `memory.py`."""
-
 GuidedVelocity = Callable[[Tensor, float], Tensor]
 """All passes of one step with their guidance: latents, timestep -> velocity, float32."""
 
-OnSolverStep = Callable[[int, int, Tensor], None]
+OnSamplerStep = Callable[[int, int, Tensor], None]
 """Called after a step with its index, the number of steps, and the clean latents it points to."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentModel:
-    """The transformer, and all that stays the same throughout one segment.
-
-    Tensors are on the transformer's device and in the dtype it computes in, but for the condition.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SegmentInputs:
+    """What the transformer is told throughout one segment.
 
     Attributes:
         index: Which segment, from 0.
-        transformer: Wan2.1 with MultiTalk's audio layers.
-        condition: What it is told about the picture, float32.
+        condition: The picture.
         windows: Audio features around each frame, `(S, T, 5, L, C)`.
-        text: Encoded prompt, `(1, L, text_dim)`.
-        negative_text: Encoded negative prompt, if any pass needs one.
-        token_masks: Where each speaker is on the token grid, `(S + 1, h / 2 * w / 2)`, if needed.
-        audio_strength: Multiplier of what the voices add.
-        attends: Who computes attention.
+        text: Encoded prompts.
+        token_masks: Where each speaker is on the token grid, `(S + 1, N)`, if there are several.
     """
 
     index: int
-    transformer: MultiTalkModel
     condition: Condition
     windows: Tensor
-    text: Tensor
-    negative_text: Tensor | None
+    text: Text
     token_masks: Tensor | None
-    audio_strength: float
-    attends: Attends = PLAIN
-
-    def velocities(self) -> Velocities:
-        """Give the model as a function; it hears the voices once, here.
-
-        The passes of a step are one batch, so that every weight is decoded or moved once for all.
-        """
-        dtype = self.windows.dtype
-        condition, image = self.condition.latents.to(dtype), self.condition.image.to(dtype)
-        voices = self.transformer.project_audio(self.windows)
-        silence = self.transformer.project_audio(silent(self.windows))
-        memories: dict[tuple[Pass, ...], Memory] = {}
-        hooks = Hooks(attends=self.attends)
-
-        def predict(latents: Tensor, timestep: float, passes: Sequence[Pass]) -> list[Tensor]:
-            count = len(passes)
-            velocity: Tensor = self.transformer(
-                latents.to(dtype).expand(count, -1, -1, -1, -1),
-                torch.full((count,), timestep, device=latents.device),
-                condition=condition.expand(count, -1, -1, -1, -1),
-                text=self._prompts(passes),
-                image=image.expand(count, -1, -1),
-                audio=_heard([voices if one.voice else silence for one in passes]),
-                token_masks=self.token_masks,
-                audio_strength=self.audio_strength,
-                hooks=hooks,
-                memory=memories.setdefault(tuple(passes), Memory(max_bytes=_MEMORY_BYTES)),
-            )
-            return list(velocity.float().chunk(count))
-
-        return predict
-
-    def _prompts(self, passes: Sequence[Pass]) -> Tensor:
-        """Give each pass its prompt, `(passes, L, text_dim)`; shorter ones end in zero rows."""
-        negative = self.text if self.negative_text is None else self.negative_text
-        prompts = [self.text if one.prompt else negative for one in passes]
-        length = max(prompt.shape[1] for prompt in prompts)
-        return torch.cat([pad(prompt, (0, 0, 0, length - prompt.shape[1])) for prompt in prompts])
 
 
-def _heard(audio: list[Tensor]) -> Tensor | list[Tensor]:
-    """Join the audio tokens of the passes, where all have those of as many speakers."""
-    return torch.cat(audio) if len({one.shape for one in audio}) == 1 else audio
-
-
-class Solver(Protocol):
+class SegmentSampler(Protocol):
     """Turns noise into the clean latents of one segment."""
 
-    def __call__(
+    def sample(
         self,
         noise: Tensor,
-        model: SegmentModel,
+        inputs: SegmentInputs,
         *,
         config: SamplingConfig,
         generator: Generator,
-        on_step: OnSolverStep,
+        on_step: OnSamplerStep,
     ) -> Tensor:
         """Sample a segment.
 
         Args:
             noise: `(1, 16, F, h, w)` float32.
-            model: The transformer and what it is told. The motion latents of its condition, if
-                any, must stand in the latents at every call of the model and in the result.
-            config: Steps, shift and guidance.
+            inputs: What the transformer is told. The motion latents of the condition, if any, must
+                stand in the latents at every call of the model and in the result.
+            config: Steps, shift, guidance and audio strength.
             generator: Where further noise is drawn.
             on_step: To be called after every step; what it raises ends the sampling.
 
@@ -141,40 +86,112 @@ class Solver(Protocol):
         Raises:
             MultiTalkError: If the latents are no longer finite numbers.
         """
+        ...
 
 
-def solve(
-    noise: Tensor,
-    model: SegmentModel,
-    *,
-    config: SamplingConfig,
-    generator: Generator,
-    on_step: OnSolverStep,
-) -> Tensor:
-    """Sample a segment as upstream does; the `Solver` of `generate` unless another is given."""
-    schedule = timesteps(config.steps, shift=config.shift)
-    motion = model.condition.motion
-    guidance = Guidance(config)
-    cache = StepCache(config.step_cache, held_frames=0 if motion is None else motion.num_frames)
-    velocities = model.velocities()
+class EulerSampler:
+    """The transformer with upstream's Euler steps."""
 
-    def guided(latents: Tensor, timestep: float) -> Tensor:
-        now = moment(timestep, schedule)
-        passes = guidance.passes(now.done)
-        found = cache.reuse(latents, now, passes)
-        if found is None:
-            found = velocities(latents, timestep, passes)
-            cache.keep(latents, passes, found)
-        return guidance.combine(passes, found)
+    def __init__(
+        self, transformer: MultiTalkModel, *, dtype: torch.dtype, attends: Attends = PLAIN
+    ) -> None:
+        """Take the transformer.
 
-    return euler(
-        noise,
-        guided,
-        schedule=schedule,
-        motion=motion,
-        generator=generator,
-        on_step=on_step,
-    )
+        Args:
+            transformer: Wan2.1 with MultiTalk's audio layers.
+            dtype: What it computes in.
+            attends: The attention backends.
+        """
+        self._transformer = transformer
+        self._dtype = dtype
+        self._hooks = Hooks(attends=attends)
+
+    def sample(
+        self,
+        noise: Tensor,
+        inputs: SegmentInputs,
+        *,
+        config: SamplingConfig,
+        generator: Generator,
+        on_step: OnSamplerStep,
+    ) -> Tensor:
+        """Sample a segment as upstream does; see `SegmentSampler`."""
+        schedule = timesteps(config.steps, shift=config.shift)
+        motion = inputs.condition.motion
+        guidance = Guidance(config)
+        cache = StepCache(
+            config.step_cache, fixed_frames=0 if motion is None else motion.num_frames
+        )
+        velocities = self.velocities(
+            inputs, audio_strength=config.audio_strength, device=noise.device
+        )
+
+        def guided(latents: Tensor, timestep: float) -> Tensor:
+            now = moment(timestep, schedule)
+            passes = guidance.passes(now.done)
+            found = cache.reuse(latents, now, passes)
+            if found is None:
+                found = velocities(latents, timestep, passes)
+                cache.keep(latents, passes, found)
+            return guidance.combine(passes, found)
+
+        return euler(
+            noise,
+            guided,
+            schedule=schedule,
+            motion=motion,
+            generator=generator,
+            on_step=on_step,
+        )
+
+    def velocities(
+        self, inputs: SegmentInputs, *, audio_strength: float, device: torch.device
+    ) -> Velocities:
+        """Give the model as a function; the audio is projected once, here.
+
+        The passes of a step are one batch, so that every weight is decoded or moved once for all.
+        """
+        dtype, transformer = self._dtype, self._transformer
+        channels, image = (
+            one.to(device, dtype) for one in (inputs.condition.channels(), inputs.condition.image)
+        )
+        windows = inputs.windows.to(device, dtype)
+        voiced, silence = (transformer.project_audio(one) for one in (windows, silent(windows)))
+        prompt, negative = inputs.text
+        text = Text(
+            prompt.to(device, dtype), None if negative is None else negative.to(device, dtype)
+        )
+        masks = None if inputs.token_masks is None else inputs.token_masks.to(device)
+
+        def predict(latents: Tensor, timestep: float, passes: Sequence[Pass]) -> list[Tensor]:
+            count = len(passes)
+            velocity: Tensor = transformer(
+                latents.to(dtype).expand(count, -1, -1, -1, -1),
+                torch.full((count,), timestep, device=latents.device),
+                condition=channels.expand(count, -1, -1, -1, -1),
+                text=_prompts(text, passes),
+                image=image.expand(count, -1, -1),
+                audio=_join([voiced if one.voice else silence for one in passes]),
+                token_masks=masks,
+                audio_strength=audio_strength,
+                hooks=self._hooks,
+            )
+            return list(velocity.float().chunk(count))
+
+        return predict
+
+
+def _prompts(text: Text, passes: Sequence[Pass]) -> Tensor:
+    """Give each pass its prompt, `(passes, L, text_dim)`; shorter ones end in zero rows."""
+    negative = text.prompt if text.negative is None else text.negative
+    prompts = [text.prompt if one.prompt else negative for one in passes]
+    length = max(prompt.shape[1] for prompt in prompts)
+    return torch.cat([pad(prompt, (0, 0, 0, length - prompt.shape[1])) for prompt in prompts])
+
+
+def _join(audio: list[Tensor]) -> Tensor | list[Tensor]:
+    """Join the audio tokens of the passes, where all have those of as many speakers."""
+    return torch.cat(audio) if len({one.shape for one in audio}) == 1 else audio
 
 
 def euler(
@@ -184,7 +201,7 @@ def euler(
     schedule: Sequence[float],
     motion: Motion | None,
     generator: Generator,
-    on_step: OnSolverStep,
+    on_step: OnSamplerStep,
 ) -> Tensor:
     """Take Euler steps, with the motion latents noised anew at each.
 
@@ -211,7 +228,7 @@ def euler(
         guided = velocity(latents, now)
         clean = clean_estimate(latents, guided, now=now)
         if motion:
-            clean = motion.hold(clean, timestep=0.0, noise=None)
+            clean = motion.put(clean, timestep=0.0, noise=None)
         latents = euler_step(latents, guided, now=now, later=later)
         if motion:
             latents = motion.inject(latents, timestep=later, generator=generator)

@@ -1,6 +1,6 @@
 """The flow-matching schedule: timesteps with shift, Euler steps, and noising of known latents.
 
-Used by `sampler.solve`; follows `timestep_transform` and `add_noise` of MultiTalk
+Used by `sampler.EulerSampler`; follows `timestep_transform` and `add_noise` of MultiTalk
 `wan/multitalk.py`. Timesteps run from 1000 (noise) to 0 (clean); the model predicts the velocity
 v = noise - clean. Formulas only, on whatever device and dtype the tensors have.
 """

@@ -1,6 +1,6 @@
 """Segments: the stretches of video that are sampled one after another, and what each adds.
 
-First step of `pipeline.generate`; follows the loop of MultiTalk `wan/multitalk.py:generate`.
+Third step of a video; follows the loop of MultiTalk `wan/multitalk.py:generate`.
 A segment takes over `motion_frames` frames from the one before and adds the rest. Departures: the
 video is exactly as long as the sound and the last segment is filled with silence, where upstream
 plays the features backwards, loses three frames and may return no video at all; a video shorter
@@ -58,8 +58,8 @@ class SegmentPlan(NamedTuple):
     num_frames: int
     fade_frames: int
 
-    def held_frames(self, index: int) -> int:
-        """Give how many of a segment's last frames are not final before the next is there."""
+    def pending_frames(self, index: int) -> int:
+        """Give how many of a segment's last frames wait for the crossfade into the next one."""
         return 0 if index == len(self.segments) - 1 else self.fade_frames
 
 

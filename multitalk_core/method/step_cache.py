@@ -1,18 +1,18 @@
-"""Step cache: a step whose answer the model has nearly given already does not ask it again.
+"""Step cache: a step reuses the last velocities while the model's answer would hardly change.
 
-Used by `sampler.solve` and by hosts between the passes of a step and the model. The rule is that of
-EasyCache (arXiv 2507.02860), which needs no calibration: between two calls of the model its
-velocity changed k times as far as the latents did; while k times the way that the latents have
-gone since, over the norm of the last velocity, stays below a threshold, the last answer is good.
+Used by `sampler.EulerSampler` and by hosts between the passes of a step and the model. The rule is
+that of EasyCache (arXiv 2507.02860), which needs no calibration. Between two calls of the model,
+its velocity changed k times as far as the latents did. The last velocity is reused while k times
+the change of the latents since then, over the norm of the last velocity, stays below a threshold.
 Departures:
 
-- What is reused is the velocity of each pass. The paper adds the way of the latents to it; on the
-  straight path of a flow model the velocity stays as it is.
-- The way is measured in one from the last call, not as a sum over the steps between: the same on
-  nearly straight paths. A sampler that adds noise makes it long, and the model runs.
-- All passes of a step are reused or none, and the full pass decides, so that the differences that
-  guidance is made of are always between answers to the same question.
-- Held frames do not count: they are noised anew at each step, and nobody asks where they go.
+- The velocity of each pass is reused. The paper adds the change of the latents to it; on the
+  straight path of a flow model the velocity stays the same.
+- The change is accumulated since the last model call, not summed over the steps between: the same
+  on nearly straight paths. A sampler that adds noise makes it large, and the model runs.
+- All passes of a step are reused or none, and the full pass decides, so that guidance is always
+  computed from velocities of the same call.
+- Motion latents do not count: they are replaced at each step.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ LAST_STEPS = 1
 
 
 class _Answer(NamedTuple):
-    """What the model was shown last, free frames alone, and what it said."""
+    """The last latents, without motion latents, and the velocities of the model."""
 
     latents: Tensor
     velocities: dict[Pass, Tensor]
 
 
 class StepCache:
-    """What the model said last within one segment; make a new one for each."""
+    """The last velocities within one segment; make a new cache for each segment."""
 
-    def __init__(self, threshold: float, *, held_frames: int = 0) -> None:
-        """Start with nothing known.
+    def __init__(self, threshold: float, *, fixed_frames: int = 0) -> None:
+        """Start empty.
 
         Args:
-            threshold: Estimated relative change of the velocity below which the last one is good;
+            threshold: Estimated relative change of the velocity below which the last one is reused;
                 0 never reuses one.
-            held_frames: Latent frames at the start that others put back at each step.
+            fixed_frames: Latent frames at the start that are replaced at each step.
         """
         self._threshold = threshold
-        self._held_frames = held_frames
+        self._fixed_frames = fixed_frames
         self._last: _Answer | None = None
         self._rate: float | None = None
 
@@ -61,7 +61,7 @@ class StepCache:
         Args:
             latents: `(B, 16, F, h, w)`; a batch is decided on together.
             now: Where in the schedule they are.
-            passes: What is asked for, the full pass first.
+            passes: Passes of this step, the full one first.
 
         Returns:
             One `(B, 16, F, h, w)` for each pass.
@@ -82,10 +82,10 @@ class StepCache:
             return
         now = _Answer(self._free(latents), dict(zip(passes, velocities, strict=True)))
         if self._last is not None:
-            way = float((now.latents - self._last.latents).norm())
+            distance = float((now.latents - self._last.latents).norm())
             change = self._free(now.velocities[FULL] - self._last.velocities[FULL])
-            self._rate = float(change.norm()) / way if way > 0 else None
+            self._rate = float(change.norm()) / distance if distance > 0 else None
         self._last = now
 
     def _free(self, latents: Tensor) -> Tensor:
-        return latents[:, :, self._held_frames :]
+        return latents[:, :, self._fixed_frames :]

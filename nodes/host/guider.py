@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.conds
 import comfy.samplers
@@ -20,10 +20,12 @@ from torch import Tensor
 from ...multitalk_core.config import SamplingConfig
 from ...multitalk_core.errors import InputError
 from ...multitalk_core.geometry import FRAME_STRIDE, TOKEN_PIXELS, Size
+from ...multitalk_core.inputs.speech import Speech
 from ...multitalk_core.method.conditioning import Motion
 from ...multitalk_core.method.guidance import Guidance, Pass, passes_of_run
 from ...multitalk_core.method.sampler import silent
 from ...multitalk_core.method.schedule import NUM_TIMESTEPS, moment
+from ...multitalk_core.method.segments import Segment
 from ...multitalk_core.method.step_cache import StepCache
 
 _NAMES = ("positive", "negative", "unconditional", "without_audio")
@@ -34,28 +36,26 @@ _LATENT_CHANNELS = 16
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentVoices:
-    """What one segment hears, asked for when its size is known.
+class Audio(NamedTuple):
+    """What one segment hears.
 
     Attributes:
-        windows: From the number of video frames to audio features, `(S, T, 5, L, C)`.
-        token_masks: From the video's size in pixels to where each speaker is on the token grid,
-            `(S + 1, N)`; `None` for a single speaker.
+        windows: Audio features around each frame, `(S, T, 5, L, C)`.
+        token_masks: Where each speaker is on the token grid, `(S + 1, N)`; `None` for a single one.
     """
 
-    windows: Callable[[int], Tensor]
-    token_masks: Callable[[Size], Tensor | None]
+    windows: Tensor
+    token_masks: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Held:
-    """Motion latents that stand in the latents whenever the model is called.
+class FixedMotion:
+    """Motion latents that are put into the latents at every call of the model.
 
     Attributes:
         motion: The frames taken over from the segment before.
-        noise: Of the whole segment, `(1, 16, F, h, w)`. One noise at all levels, as ComfyUI's own
-            inpainting has it: samplers of higher order need a model that does not jump.
+        noise: Of the whole segment, `(1, 16, F, h, w)`. It is the same at all noise levels, as in
+            ComfyUI's own inpainting: samplers of higher order need a model that does not jump.
     """
 
     motion: Motion
@@ -64,10 +64,10 @@ class Held:
     def put(self, latents: Tensor, *, sigma: float) -> Tensor:
         """Give `latents` with the frames in place at noise level `sigma`, 0 to 1."""
         noise = self.noise[:, :, : self.motion.num_frames]
-        return self.motion.hold(latents, timestep=sigma * NUM_TIMESTEPS, noise=noise)
+        return self.motion.put(latents, timestep=sigma * NUM_TIMESTEPS, noise=noise)
 
 
-class VoicesCond(comfy.conds.CONDRegular):
+class AudioCond(comfy.conds.CONDRegular):
     """The audio tokens of a pass; passes with other numbers of speakers share a batch all the same.
 
     ComfyUI batches conditionings that can be concatenated. These become one list, an entry for each
@@ -75,7 +75,7 @@ class VoicesCond(comfy.conds.CONDRegular):
     """
 
     def can_concat(self, other: Any) -> bool:
-        return isinstance(other, VoicesCond)
+        return isinstance(other, AudioCond)
 
     def concat(self, others: list[Any]) -> Tensor | list[Tensor]:
         conds = [self.cond, *(other.cond for other in others)]
@@ -95,25 +95,25 @@ class SegmentGuider(comfy.samplers.CFGGuider):
         self,
         model: Any,
         *,
-        voices: SegmentVoices,
+        audio: Audio | None = None,
         config: SamplingConfig,
-        held: Held | None = None,
-        held_frames: int = 0,
+        fixed: FixedMotion | None = None,
+        fixed_frames: int = 0,
     ) -> None:
         """Plan the passes.
 
         Args:
             model: A MODEL of ours that can hear.
-            voices: What is said.
+            audio: What the segment hears; `LatentGuider` finds it when the latent is known.
             config: Guidance, strength and step cache; the rest is the sampler's.
-            held: Frames that stand at every call of the model.
-            held_frames: Latent frames at the start that `held` or the sampler puts back.
+            fixed: Motion latents to put in place at every call of the model.
+            fixed_frames: Latent frames at the start that `fixed` or the sampler puts in place.
         """
         super().__init__(model)
-        self._voices = voices
+        self._audio = audio
         self._config = config
-        self._held = held
-        self._held_frames = held_frames
+        self._fixed = fixed
+        self._fixed_frames = fixed_frames
         self._passes = dict(zip(_NAMES, passes_of_run(config), strict=False))
         self._names = {which: name for name, which in self._passes.items()}
         self._run: _Run | None = None
@@ -154,11 +154,11 @@ class SegmentGuider(comfy.samplers.CFGGuider):
                 "A patch of the model replaces the guidance formula (as RescaleCFG does); it has "
                 "no effect, for MultiTalk guides by text and by audio."
             )
-        self._tell_voices(noise)
+        self._set_audio(self.audio_of(noise), device=noise.device)
         self._run = _Run(
             schedule=[float(sigma) * NUM_TIMESTEPS for sigma in sigmas],
             guidance=[Guidance(self._config) for _ in range(noise.shape[0])],
-            cache=StepCache(self._config.step_cache, held_frames=self._held_frames),
+            cache=StepCache(self._config.step_cache, fixed_frames=self._fixed_frames),
         )
         try:
             samples: Tensor = super().inner_sample(
@@ -174,8 +174,8 @@ class SegmentGuider(comfy.samplers.CFGGuider):
         """Give the guided clean latents at noise level `timestep` `(B,)`, 0 to 1."""
         run = self._run
         assert run is not None, "ComfyUI predicts within `inner_sample`"
-        if self._held is not None:
-            x = self._held.put(x, sigma=float(timestep[0]))
+        if self._fixed is not None:
+            x = self._fixed.put(x, sigma=float(timestep[0]))
         now = moment(float(timestep[0]) * NUM_TIMESTEPS, run.schedule)
         passes = run.guidance[0].passes(now.done)
         conds = [self.conds[self._names[which]] for which in passes]
@@ -183,26 +183,32 @@ class SegmentGuider(comfy.samplers.CFGGuider):
         sigma = timestep.view(-1, 1, 1, 1, 1)
         velocities = run.cache.reuse(x, now, passes)
         if velocities is None:
-            clean = self._ask(x, timestep, conds, known)
-            run.cache.keep(x, passes, [(x - one) / sigma for one in clean])
-        else:
-            clean = [x - sigma * one for one in velocities]
+            velocities = [(x - one) / sigma for one in self._ask(x, timestep, conds, known)]
+            run.cache.keep(x, passes, velocities)
         known |= {"cond_scale": self.cfg, "timestep": timestep, "input": x}
         for change in model_options.get("sampler_pre_cfg_function", ()):
-            clean = change({"conds": conds, "conds_out": clean, **known})
-        guided = self._combine(x, passes, clean, timestep)
+            clean = change(
+                {"conds": conds, "conds_out": [x - sigma * one for one in velocities], **known}
+            )
+            velocities = [(x - one) / sigma for one in clean]
+        guided = x - sigma * run.combine(passes, velocities)
         for change in model_options.get("sampler_post_cfg_function", ()):
             guided = change(
                 {
                     "denoised": guided,
                     "cond": conds[0],
                     "uncond": conds[-1],
-                    "cond_denoised": clean[0],
-                    "uncond_denoised": clean[-1],
+                    "cond_denoised": x - sigma * velocities[0],
+                    "uncond_denoised": x - sigma * velocities[-1],
                     **known,
                 }
             )
-        return guided if self._held is None else self._held.put(guided, sigma=0.0)
+        return guided if self._fixed is None else self._fixed.put(guided, sigma=0.0)
+
+    def audio_of(self, noise: Tensor) -> Audio:
+        """Give what the segment of latents `(B, 16, F, h, w)` hears."""
+        assert self._audio is not None, "`LatentGuider` needs no audio; others are given it"
+        return self._audio
 
     def _ask(
         self, x: Tensor, timestep: Tensor, conds: list[Any], known: dict[str, Any]
@@ -217,34 +223,54 @@ class SegmentGuider(comfy.samplers.CFGGuider):
         )
         return clean
 
-    def _tell_voices(self, noise: Tensor) -> None:
-        """Put the voices into the passes' conditionings."""
-        frames, height, width = noise.shape[2:]
+    def _set_audio(self, audio: Audio, *, device: torch.device) -> None:
+        """Put the audio tokens into the passes' conditionings."""
         net = self.inner_model.diffusion_model
-        windows = self._voices.windows((frames - 1) * FRAME_STRIDE + 1)
-        windows = windows.to(noise.device, self.inner_model.get_dtype_inference())
+        windows = audio.windows.to(device, self.inner_model.get_dtype_inference())
         voiced, silence = net.project_audio(windows), net.project_audio(silent(windows))
         shared = {"audio_strength": comfy.conds.CONDConstant(self._config.audio_strength)}
-        masks = self._voices.token_masks(_size(height, width))
-        if masks is not None:
-            shared["token_masks"] = comfy.conds.CONDConstant(masks.to(noise.device))
+        if audio.token_masks is not None:
+            shared["token_masks"] = comfy.conds.CONDConstant(audio.token_masks.to(device))
         for name, which in self._passes.items():
-            audio = VoicesCond(voiced if which.voice else silence)
+            tokens = AudioCond(voiced if which.voice else silence)
             for cond in self.conds[name]:
-                cond["model_conds"] = {**cond["model_conds"], **shared, "audio": audio}
+                cond["model_conds"] = {**cond["model_conds"], **shared, "audio": tokens}
 
-    def _combine(
-        self, x: Tensor, passes: Sequence[Pass], clean: list[Tensor], timestep: Tensor
-    ) -> Tensor:
-        """Guide: the plain formula holds for clean latents as for velocities; APG's does not."""
-        assert self._run is not None
-        guidance = self._run.guidance
-        if self._config.apg is None:
-            return guidance[0].combine(passes, clean)
-        sigma = timestep.view(-1, 1, 1, 1, 1)
-        velocities = [((x - one) / sigma).chunk(x.shape[0]) for one in clean]
-        guided = [one.combine(passes, row) for one, *row in zip(guidance, *velocities, strict=True)]
-        return x - sigma * torch.cat(guided)
+
+class LatentGuider(SegmentGuider):
+    """The guidance of a segment whose size only its latent tells, for SamplerCustomAdvanced."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        speech: Speech,
+        start_frame: int,
+        masks_at: Callable[[Size], Tensor | None],
+        config: SamplingConfig,
+    ) -> None:
+        """Plan the passes.
+
+        Args:
+            model: A MODEL of ours that can hear.
+            speech: What is said in the whole video.
+            start_frame: Which video frame the segment begins with.
+            masks_at: From the video's size to the token masks.
+            config: Guidance, strength and step cache.
+        """
+        super().__init__(model, config=config)
+        self._speech = speech
+        self._start_frame = start_frame
+        self._masks_at = masks_at
+
+    def audio_of(self, noise: Tensor) -> Audio:
+        """Give what the segment of latents `(B, 16, F, h, w)` hears."""
+        frames, height, width = noise.shape[2:]
+        stop = self._start_frame + (frames - 1) * FRAME_STRIDE + 1
+        segment = Segment(self._start_frame, stop, known_frames=1, keep=slice(None))
+        # The model fills odd latents up to whole tokens.
+        size = Size(*(-(-side // 2) * TOKEN_PIXELS for side in (height, width)))
+        return Audio(self._speech.windows(segment), self._masks_at(size))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,7 +287,7 @@ class _Run:
     guidance: list[Guidance]
     cache: StepCache
 
-
-def _size(height: int, width: int) -> Size:
-    """Give the video's size; the model fills odd latents up to whole tokens."""
-    return Size(*(-(-side // 2) * TOKEN_PIXELS for side in (height, width)))
+    def combine(self, passes: Sequence[Pass], velocities: Sequence[Tensor]) -> Tensor:
+        """Guide each latent of the batch by its own guidance; APG keeps a running average."""
+        rows = zip(self.guidance, *(one.chunk(len(one)) for one in velocities), strict=True)
+        return torch.cat([guidance.combine(passes, row) for guidance, *row in rows])

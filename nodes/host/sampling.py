@@ -18,11 +18,15 @@ import torch
 from torch import Generator, Tensor
 
 from ...multitalk_core.config import SamplingConfig
-from ...multitalk_core.geometry import FRAME_STRIDE
 from ...multitalk_core.method.conditioning import Motion
-from ...multitalk_core.method.sampler import OnSolverStep, SegmentModel, euler, require_finite
+from ...multitalk_core.method.sampler import (
+    OnSamplerStep,
+    SegmentInputs,
+    euler,
+    require_finite,
+)
 from ...multitalk_core.method.schedule import NUM_TIMESTEPS, timesteps
-from .guider import Held, SegmentGuider, SegmentVoices
+from .guider import Audio, FixedMotion, SegmentGuider
 
 EULER = "euler"
 UPSTREAM = "multitalk"
@@ -126,8 +130,8 @@ def schedule(model: Any, *, scheduler: str, sampler_name: str, config: SamplingC
     return torch.cat([sigmas[:-2], sigmas[-1:]]) if skips else sigmas
 
 
-class SegmentSolver:
-    """Core's `Solver` by ComfyUI's means."""
+class HostSampler:
+    """Core's `SegmentSampler` by ComfyUI's means."""
 
     def __init__(
         self,
@@ -137,10 +141,9 @@ class SegmentSolver:
         negative: dict[str, Any],
         sampler_name: str,
         scheduler: str,
-        shift: float,
         seed: int,
     ) -> None:
-        """Prepare the MODEL.
+        """Take the MODEL.
 
         Args:
             model: A MODEL of ours that can hear.
@@ -148,43 +151,38 @@ class SegmentSolver:
             negative: Likewise.
             sampler_name: One of `SAMPLERS`.
             scheduler: One of `SCHEDULERS`.
-            shift: Of the noise levels.
             seed: Of what SDE samplers draw; each segment draws anew.
         """
-        self._model = with_shift(model, shift)
+        self._model = model
+        self._shifted: dict[float, Any] = {}  # one clone for all segments, so that it stays loaded
         self._options = (positive, negative)
         self._sampler_name = sampler_name
         self._scheduler = scheduler
         self._seed = seed
 
-    def __call__(
+    def sample(
         self,
         noise: Tensor,
-        model: SegmentModel,
+        inputs: SegmentInputs,
         *,
         config: SamplingConfig,
         generator: Generator,
-        on_step: OnSolverStep,
+        on_step: OnSamplerStep,
     ) -> Tensor:
-        """Sample a segment; see `Solver`."""
-        motion = model.condition.motion
+        """Sample a segment; see `SegmentSampler`."""
+        motion = inputs.condition.motion
         own = self._sampler_name == EULER
+        if config.shift not in self._shifted:
+            self._shifted = {config.shift: with_shift(self._model, config.shift)}
+        model = self._shifted[config.shift]
         guider = SegmentGuider(
-            self._model,
-            voices=SegmentVoices(
-                windows=lambda _: model.windows, token_masks=lambda _: model.token_masks
-            ),
+            model,
+            audio=Audio(inputs.windows, inputs.token_masks),
             config=config,
-            held=None if own or motion is None else Held(motion=motion, noise=noise),
-            held_frames=0 if motion is None else motion.num_frames,
+            fixed=None if own or motion is None else FixedMotion(motion=motion, noise=noise),
+            fixed_frames=0 if motion is None else motion.num_frames,
         )
-        positive, negative = self._options
-        guider.set_conds(
-            [[model.text, self._told(positive, model)]],
-            None
-            if model.negative_text is None
-            else [[model.negative_text, self._told(negative, model)]],
-        )
+        guider.set_conds(*self._conditioning(inputs))
         samples = guider.sample(
             noise,
             torch.zeros_like(noise),
@@ -192,34 +190,37 @@ class SegmentSolver:
             if own
             else comfy.samplers.sampler_object(self._sampler_name),
             schedule(
-                self._model,
+                model,
                 scheduler=self._scheduler,
                 sampler_name=self._sampler_name,
                 config=config,
             ),
             callback=_callback(on_step),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-            seed=(self._seed + model.index) % 2**63,
+            seed=(self._seed + inputs.index) % 2**63,
         )
         latents: Tensor = self._model.model.process_latent_in(samples.to(noise.device))
         if motion is not None:
-            latents = motion.hold(latents, timestep=0.0, noise=None)
+            latents = motion.put(latents, timestep=0.0, noise=None)
         require_finite(latents, what="The latents")
         return latents
 
-    def _told(self, options: dict[str, Any], model: SegmentModel) -> dict[str, Any]:
-        """Say what the model is told about the picture as WanImageToVideo does."""
-        condition = model.condition
+    def _conditioning(self, inputs: SegmentInputs) -> tuple[list[Any], list[Any] | None]:
+        """Give both CONDITIONINGs, with the picture as WanImageToVideo adds it."""
+        condition = inputs.condition
         seen = comfy.clip_vision.Output()
         seen["penultimate_hidden_states"] = condition.image
-        return {
-            **options,
-            "concat_latent_image": self._model.model.process_latent_out(
-                condition.latents[:, FRAME_STRIDE:]
-            ),
-            "concat_mask": 1 - condition.latents[:, :FRAME_STRIDE],
+        picture = {
+            "concat_latent_image": self._model.model.process_latent_out(condition.known),
+            "concat_mask": 1 - condition.mask,
             "clip_vision_output": seen,
         }
+        positive, negative = (
+            None if tokens is None else [[tokens, {**options, **picture}]]
+            for tokens, options in zip(inputs.text, self._options, strict=True)
+        )
+        assert positive is not None
+        return positive, negative
 
 
 class UpstreamEuler(comfy.samplers.Sampler):
@@ -257,7 +258,7 @@ class UpstreamEuler(comfy.samplers.Sampler):
         )
 
 
-def _callback(on_step: OnSolverStep) -> Callable[[int, Tensor, Tensor, int], None]:
+def _callback(on_step: OnSamplerStep) -> Callable[[int, Tensor, Tensor, int], None]:
     def report(step: int, clean: Tensor, _: Tensor, num_steps: int) -> None:
         require_finite(clean, what=f"The latents of step {step + 1} of {num_steps}")
         on_step(step, num_steps, clean)

@@ -10,8 +10,10 @@ import latent_preview
 import torch
 from torch import Tensor
 
-from ...multitalk_core.engine import Speech, Step
+from ...multitalk_core.engine import Engine, Step
 from ...multitalk_core.errors import InputError
+from ...multitalk_core.inputs.speech import Speech
+from ...multitalk_core.method.sampler import SegmentSampler
 from .dit import HostMultiTalk
 from .model import transformer_of
 from .vision import encode_picture
@@ -21,24 +23,28 @@ class Session:
     """One run on a MODEL of ours, and the encoders under the same memory manager.
 
     Attributes:
-        transformer: For `generate`.
-        device: Where it computes.
-        dtype: What it computes in.
-        vae: ComfyUI's VAE as core wants it.
-        image_encoder: ComfyUI's CLIP_VISION as core wants it.
+        transformer: The network inside the MODEL.
     """
 
     def __init__(self, model: Any, *, vae: Any, clip_vision: Any) -> None:
         self.transformer = talking_transformer(model)
-        self.device: torch.device = model.load_device
-        self.dtype = self.transformer.dtype
-        self.vae = SessionVAE(vae, latent_format=model.model.latent_format)
-        self.image_encoder = SessionImageEncoder(clip_vision)
+        self._device: torch.device = model.load_device
         self._latent_format = model.model.latent_format
+        self._vae = SessionVAE(vae, latent_format=self._latent_format)
+        self._image_encoder = SessionImageEncoder(clip_vision)
+
+    def engine(self, sampler: SegmentSampler) -> Engine:
+        """Give the engine of the run."""
+        return Engine(
+            sampler=sampler,
+            vae=self._vae,
+            image_encoder=self._image_encoder,
+            device=self._device,
+        )
 
     def reporter(self) -> Reporter:
         """Give the progress bar of the running node, with latent previews where they are on."""
-        return Reporter(latent_preview.get_previewer(self.device, self._latent_format))
+        return Reporter(latent_preview.get_previewer(self._device, self._latent_format))
 
 
 def talking_transformer(model: Any) -> HostMultiTalk:

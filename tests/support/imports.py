@@ -31,13 +31,15 @@ _CORE_LEVELS = (
     {"errors", "config", "geometry", "method.segments"},
     {"protocols"},
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
-    {"model.lrope", "model.kernels", "model.memory"},
+    {"method.state", "model.lrope", "model.kernels", "model.memory"},
     {"model.elementwise"},
     {"model.attention", "model.audio_tokens", "inputs.features"},
-    {"model.hooks", "model.backends"},
+    {"model.hooks", "model.backends", "inputs.speech"},
+    {"inputs.scene"},
     {"model.block", "method.schedule", "method.guidance", "files.identify", "files.sizes"},
     {"model.dit"},
-    {"method.conditioning", "method.step_cache", "method.sampler"},
+    {"method.conditioning", "method.step_cache"},
+    {"method.sampler"},
     {"engine"},
 )
 _LEVEL = {name: level for level, names in enumerate(_CORE_LEVELS) for name in names}

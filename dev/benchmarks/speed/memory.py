@@ -7,8 +7,11 @@ import torch.nn.functional as functional
 from torch import Generator, Tensor
 
 from ....multitalk_core.config import SamplingConfig
-from ....multitalk_core.engine import Speech, generate
+from ....multitalk_core.engine import Engine
 from ....multitalk_core.geometry import Size
+from ....multitalk_core.inputs.scene import Scene, Text, compose
+from ....multitalk_core.inputs.speech import Speech
+from ....multitalk_core.method.sampler import EulerSampler
 from ....multitalk_core.model.attention import IMAGE_TOKENS
 from ....multitalk_core.model.dit import MultiTalkModel
 from .bench import Bench, log
@@ -94,32 +97,30 @@ def _video(bench: Bench, model: MultiTalkModel, *, segments: int) -> None:
     num_frames = frames_each + (segments - 1) * (frames_each - _MOTION)
     generator = Generator().manual_seed(0)
     features = torch.randn(2, num_frames, audio.layers, audio.channels, generator=generator)
-    masks = torch.zeros(3, height, width)
-    masks[0, :, : width // 2] = 1
-    masks[1] = 1 - masks[0]
-    frames = generate(
-        model,
-        AverageVAE(bench.device),
-        PlainImageEncoder(config.image_dim, bench.device),
-        photo=torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator),
-        speech=Speech(features=tuple(features), num_frames=num_frames),
-        masks=masks,
-        text=torch.randn(1, config.text_len, config.text_dim, generator=generator),
-        negative_text=None,
-        size=Size(height, width),
-        config=SamplingConfig(
+    photo = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator)
+    text = Text(torch.randn(1, config.text_len, config.text_dim, generator=generator), None)
+    engine = Engine(
+        sampler=EulerSampler(model, dtype=bench.dtype, attends=bench.attends),
+        vae=AverageVAE(bench.device),
+        image_encoder=PlainImageEncoder(config.image_dim, bench.device),
+        device=bench.device,
+    )
+    parts = engine.segments(
+        Scene(
+            picture=compose(photo, [None, None], size=Size(height, width)),
+            speech=Speech(features=tuple(features), num_frames=num_frames),
+            text_at=lambda _: text,
+        ),
+        SamplingConfig(
             steps=1,
             text_guidance=1,
             audio_guidance=1,
             segment_frames=frames_each,
             motion_frames=_MOTION,
         ),
-        generator=generator,
-        device=bench.device,
-        dtype=bench.dtype,
-        attends=bench.attends,
+        seed=0,
     )
-    count = sum(part.shape[1] for part in frames)
+    count = sum(part.frames.shape[1] for part in parts)
     if count != num_frames:
         raise ArithmeticError(f"{count} frames came instead of {num_frames}")
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ....multitalk_core.config import SamplingConfig
+from ....multitalk_core.inputs.scene import Text
 from ....multitalk_core.method.conditioning import Condition
-from ....multitalk_core.method.sampler import SegmentModel, solve
+from ....multitalk_core.method.sampler import EulerSampler, SegmentInputs
 from ....multitalk_core.model.dit import MultiTalkModel
 from ....standalone.streaming import stream_blocks
 from .bench import Bench, release
@@ -46,23 +47,18 @@ def sample(
     text, negative = (
         bench.normal(1, config.text_len, config.text_dim, seed=seed) for seed in (3, 5)
     )
-    segment = SegmentModel(
+    known = bench.normal(1, 20, *bench.scale.latent, seed=2).float()
+    inputs = SegmentInputs(
         index=0,
-        transformer=model,
-        condition=Condition(
-            bench.normal(1, 20, *bench.scale.latent, seed=2).float(), bench.image(), None
-        ),
+        condition=Condition(known[:, 4:], known[:, :4], bench.image(), None),
         windows=bench.windows(num_speakers),
-        text=text,
-        negative_text=negative,
+        text=Text(text, negative),
         token_masks=bench.token_masks(num_speakers),
-        audio_strength=1.0,
-        attends=bench.attends,
     )
     ends = [now(bench.device)]
-    latents = solve(
+    latents = EulerSampler(model, dtype=bench.dtype, attends=bench.attends).sample(
         bench.normal(1, 16, *bench.scale.latent, seed=1).float(),
-        segment,
+        inputs,
         config=settings(passes=passes, steps=steps),
         generator=torch.Generator().manual_seed(0),
         on_step=lambda *_: ends.append(now(bench.device)),

@@ -10,7 +10,7 @@ from comfyui_multitalk.multitalk_core.method.conditioning import (
     Condition,
     Motion,
     condition_segment,
-    encode_condition,
+    encode_known,
 )
 from comfyui_multitalk.multitalk_core.method.segments import Segment
 from comfyui_multitalk.tests.support.stand_ins import MeanImageEncoder, MeanVAE
@@ -37,13 +37,13 @@ def condition(method: str, *, later: bool) -> Condition:
 
 
 @pytest.mark.parametrize(("num_known", "known_latents"), [(1, 1), (5, 2), (9, 3)])
-def test_encode_condition_marks_known_latents(num_known: int, known_latents: int) -> None:
+def test_encode_known_marks_known_latents(num_known: int, known_latents: int) -> None:
     known = picture().expand(-1, -1, num_known, -1, -1)
-    made = encode_condition(MeanVAE(), known, num_frames=13)
-    assert made.shape == (1, 20, 4, 2, 4)
-    assert bool((made[:, :4, :known_latents] == 1).all())
-    assert not made[:, :4, known_latents:].any()
-    assert not made[:, 4:, known_latents:].any()  # grey after the known frames
+    latents, mask = encode_known(MeanVAE(), known, num_frames=13)
+    assert (latents.shape, mask.shape) == ((1, 16, 4, 2, 4), (1, 4, 4, 2, 4))
+    assert bool((mask[:, :, :known_latents] == 1).all())
+    assert not mask[:, :, known_latents:].any()
+    assert not latents[:, :, known_latents:].any()  # grey after the known frames
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_encode_condition_marks_known_latents(num_known: int, known_latents: int
     ],
 )
 def test_condition_known_frames_by_method(method: str, later: bool, known_latents: int) -> None:
-    mask = condition(method, later=later).latents[0, 0, :, 0, 0]
+    mask = condition(method, later=later).mask[0, 0, :, 0, 0]
     assert mask.tolist() == [1.0] * known_latents + [0.0] * (3 - known_latents)
 
 

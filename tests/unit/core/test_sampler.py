@@ -1,4 +1,4 @@
-"""Solving one segment: upstream's Euler steps, and what another solver is given and must keep."""
+"""Sampling one segment: upstream's Euler steps, and what another sampler is given."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from comfyui_multitalk.multitalk_core import engine as pipeline
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
-from comfyui_multitalk.multitalk_core.engine import Speech, Step
+from comfyui_multitalk.multitalk_core.engine import Engine, Step
 from comfyui_multitalk.multitalk_core.errors import MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
+from comfyui_multitalk.multitalk_core.inputs.scene import Scene, Text, compose
+from comfyui_multitalk.multitalk_core.inputs.speech import Speech
 from comfyui_multitalk.multitalk_core.method.conditioning import Motion, draw_noise
 from comfyui_multitalk.multitalk_core.method.guidance import FULL, UNCONDITIONAL, WITHOUT_TEXT
-from comfyui_multitalk.multitalk_core.method.sampler import SegmentModel, euler, silent, solve
+from comfyui_multitalk.multitalk_core.method.sampler import (
+    EulerSampler,
+    SegmentInputs,
+    euler,
+    silent,
+)
 from comfyui_multitalk.multitalk_core.method.schedule import add_noise, timesteps
 from comfyui_multitalk.multitalk_core.model.attention import Attends, attend
 from comfyui_multitalk.tests.support.stand_ins import MeanImageEncoder, MeanVAE
@@ -123,7 +129,7 @@ def test_motion_is_held_at_a_noise_level_in_a_whole_batch(clean: bool, level: fl
     motion = Motion(draw(1, 16, 2, 2, 4, seed=9), clean=clean, draws=True)
     latents, noise = draw(2, 16, 3, 2, 4), draw(1, 16, 2, 2, 4, seed=4)
     before = latents.clone()
-    held = motion.hold(latents, timestep=250.0, noise=noise)
+    held = motion.put(latents, timestep=250.0, noise=noise)
     for row in held:
         expected = (1 - level) * motion.latents[0] + level * noise[0]
         torch.testing.assert_close(row[:, :2], expected)
@@ -131,51 +137,43 @@ def test_motion_is_held_at_a_noise_level_in_a_whole_batch(clean: bool, level: fl
     assert torch.equal(latents, before)
 
 
-class Recording:
-    """A solver that notes what it is given and leaves the noise to another."""
+class Recording(EulerSampler):
+    """Notes what it is given."""
 
-    def __init__(self, answer: Any = solve) -> None:
-        self.models: list[SegmentModel] = []
+    def __init__(self, **given: Any) -> None:
+        super().__init__(small_model(), dtype=torch.float32, **given)
+        self.inputs: list[SegmentInputs] = []
         self.noises: list[Tensor] = []
-        self._answer = answer
 
-    def __call__(self, noise: Tensor, model: SegmentModel, **given: Any) -> Tensor:
-        self.models.append(model)
+    def sample(self, noise: Tensor, inputs: SegmentInputs, **given: Any) -> Tensor:
+        self.inputs.append(inputs)
         self.noises.append(noise)
-        latents: Tensor = self._answer(noise, model, **given)
-        return latents
+        return super().sample(noise, inputs, **given)
 
 
-def video(*, on_step: Any = None, **given: Any) -> Tensor:
-    features = draw(14, AUDIO.layers, AUDIO.channels, seed=10)
-    frames = pipeline.generate(
-        small_model(),
-        MeanVAE(),
-        MeanImageEncoder(CONFIG.image_dim),
-        photo=torch.full((40, 60, 3), 100, dtype=torch.uint8),
-        speech=Speech(features=(features,), num_frames=12),
-        masks=None,
-        text=draw(1, 4, CONFIG.text_dim, seed=6),
-        negative_text=draw(1, 6, CONFIG.text_dim, seed=7),
-        size=Size(32, 48),
-        config=SAMPLING,
-        generator=seeded(42),
+def video(sampler: Any, *, on_step: Any = None) -> Tensor:
+    engine = Engine(
+        sampler=sampler,
+        vae=MeanVAE(),
+        image_encoder=MeanImageEncoder(CONFIG.image_dim),
         device="cpu",
-        dtype=torch.float32,
-        on_step=on_step,
-        **given,
     )
-    return torch.cat(list(frames), dim=1)
+    features = draw(14, AUDIO.layers, AUDIO.channels, seed=10)
+    photo = torch.full((40, 60, 3), 100, dtype=torch.uint8)
+    text = Text(draw(1, 4, CONFIG.text_dim, seed=6), draw(1, 6, CONFIG.text_dim, seed=7))
+    scene = Scene(
+        picture=compose(photo, [None], size=Size(32, 48)),
+        speech=Speech(features=(features,), num_frames=12),
+        text_at=lambda _: text,
+    )
+    parts = engine.segments(scene, SAMPLING, seed=42, on_step=on_step)
+    return torch.cat([part.frames for part in parts], dim=1)
 
 
-def test_generate_with_the_default_solver_named_is_the_same() -> None:
-    assert torch.equal(video(solver=solve), video())
-
-
-def test_solver_is_given_each_segment_and_what_it_takes_over() -> None:
+def test_sampler_is_given_each_segment_and_what_it_takes_over() -> None:
     recording = Recording()
-    video(solver=recording)
-    first, second = recording.models
+    video(recording)
+    first, second = recording.inputs
     assert (first.index, second.index) == (0, 1)
     assert first.condition.motion is None
     assert second.condition.motion is not None
@@ -183,33 +181,34 @@ def test_solver_is_given_each_segment_and_what_it_takes_over() -> None:
     assert [noise.shape for noise in recording.noises] == [(1, 16, 3, 4, 6)] * 2
 
 
-def test_solvers_latents_and_steps_are_the_videos() -> None:
+def test_samplers_latents_and_steps_are_the_videos() -> None:
     steps: list[Step] = []
 
-    def grey(noise: Tensor, model: SegmentModel, *, on_step: Any, **_: Any) -> Tensor:
-        latents = torch.zeros_like(noise)
-        for step in range(3):
-            on_step(step, 3, latents)
-        return latents
+    class Grey:
+        def sample(self, noise: Tensor, inputs: Any, *, on_step: Any, **_: Any) -> Tensor:
+            latents = torch.zeros_like(noise)
+            for step in range(3):
+                on_step(step, 3, latents)
+            return latents
 
-    made = video(solver=grey, on_step=steps.append)
+    made = video(Grey(), on_step=steps.append)
     assert float(made.abs().max()) <= 0.11  # grey, and the stand-in's ramp
     assert [(s.segment, s.step, s.num_steps) for s in steps] == [
         (segment, step, 3) for segment in range(2) for step in range(3)
     ]
 
 
-def test_generate_has_the_video_attended_by_whom_it_is_given() -> None:
+def test_sampler_uses_the_attention_backend_it_is_given_for_the_video() -> None:
     batches: list[int] = []
 
     def recording(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         batches.append(q.shape[0])
         return attend(q, k, v)
 
-    watched = video(attends=Attends(video=recording))
+    watched = video(Recording(attends=Attends(video=recording)))
     steps = 2 * SAMPLING.steps  # of two segments; the three passes are one part
     assert batches == [3] * (steps * CONFIG.num_layers)
-    assert torch.equal(watched, video())
+    assert torch.equal(watched, video(Recording()))
 
 
 def test_silence_is_one_stream() -> None:
@@ -220,8 +219,11 @@ def test_silence_is_one_stream() -> None:
 
 def test_velocities_are_those_of_the_passes_in_their_order() -> None:
     recording = Recording()
-    video(solver=recording)
-    velocities, latents = recording.models[0].velocities(), recording.noises[0]
+    video(recording)
+    latents = recording.noises[0]
+    velocities = recording.velocities(
+        recording.inputs[0], audio_strength=1.0, device=latents.device
+    )
     passes = (FULL, WITHOUT_TEXT, UNCONDITIONAL)
     together = velocities(latents, 700.0, passes)
     for which, velocity in zip(passes, together, strict=True):

@@ -19,7 +19,9 @@ def join_all(segments: SegmentPlan, frames: list[Tensor]) -> list[Tensor]:
     """Join given frames of all segments; what each of them adds."""
     parts, tail = [], None
     for index, (segment, given) in enumerate(zip(segments.segments, frames, strict=True)):
-        joined = join(given, keep=segment.keep, tail=tail, num_held=segments.held_frames(index))
+        joined = join(
+            given, keep=segment.keep, tail=tail, num_pending=segments.pending_frames(index)
+        )
         parts.append(joined.final)
         tail = joined.tail
     return parts
@@ -81,7 +83,7 @@ def test_join_upstreams_plan_cuts_hard() -> None:
 
 def test_join_shares_no_memory_with_the_frames_and_leaves_them_alone() -> None:
     frames, tail = shade([1.0] * 9).clone(), shade([0.0] * 5).clone()
-    joined = join(frames, keep=slice(5, 9), tail=tail, num_held=5)
+    joined = join(frames, keep=slice(5, 9), tail=tail, num_pending=5)
     joined.final.zero_()
     assert torch.equal(frames, shade([1.0] * 9))
     assert torch.equal(tail, shade([0.0] * 5))

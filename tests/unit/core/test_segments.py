@@ -42,9 +42,9 @@ def test_segments_short_video_is_one_shorter_segment(num_frames: int, sampled: i
 
 def test_segments_fade_over_the_motion_frames_but_upstreams_are_cut_hard() -> None:
     made = plan(22, segment_frames=13, motion_frames=5)
-    assert [made.held_frames(index) for index in range(3)] == [5, 5, 0]
+    assert [made.pending_frames(index) for index in range(3)] == [5, 5, 0]
     hard = upstream_plan([30], method="multitalk", segment_frames=13, motion_frames=5)
-    assert [hard.held_frames(index) for index in range(4)] == [0, 0, 0, 0]
+    assert [hard.pending_frames(index) for index in range(4)] == [0, 0, 0, 0]
 
 
 def test_segments_exactly_one_segment_makes_no_second() -> None:

@@ -22,7 +22,7 @@ from comfyui_multitalk.multitalk_core.method.guidance import (
     Guidance,
     Pass,
 )
-from comfyui_multitalk.multitalk_core.method.sampler import euler, solve
+from comfyui_multitalk.multitalk_core.method.sampler import EulerSampler, Velocities, euler
 from comfyui_multitalk.multitalk_core.method.schedule import Moment, moment, timesteps
 from comfyui_multitalk.multitalk_core.method.step_cache import StepCache
 
@@ -35,15 +35,15 @@ def draw(seed: int, *shape: int) -> Tensor:
     return draw_noise(shape or SHAPE, torch.Generator().manual_seed(seed))
 
 
-class Model:
-    """Stands for `SegmentModel`; a velocity field of which all is known, and who asked for it."""
+class Model(EulerSampler):
+    """A sampler of a known velocity field that notes its calls."""
 
     def __init__(self, field: Field, *, motion: Motion | None = None) -> None:
-        self.condition = SimpleNamespace(motion=motion)
+        self.inputs: Any = SimpleNamespace(condition=SimpleNamespace(motion=motion))
         self.asked: list[tuple[float, tuple[Pass, ...]]] = []
         self._field = field
 
-    def velocities(self) -> Callable[[Tensor, float, Sequence[Pass]], list[Tensor]]:
+    def velocities(self, *_: Any, **__: Any) -> Velocities:
         def answer(latents: Tensor, timestep: float, passes: Sequence[Pass]) -> list[Tensor]:
             self.asked.append((timestep, tuple(passes)))
             return [self._field(latents, timestep, one) for one in passes]
@@ -66,9 +66,9 @@ def curved(latents: Tensor, timestep: float, which: Pass) -> Tensor:
 
 
 def sample(model: Model, config: SamplingConfig) -> Tensor:
-    return solve(
+    return model.sample(
         draw(1),
-        model,  # type: ignore[arg-type]
+        model.inputs,
         config=config,
         generator=torch.Generator().manual_seed(2),
         on_step=lambda *_: None,
@@ -135,9 +135,9 @@ def at(step: int, *, num_steps: int = 10) -> Moment:
     return Moment(1000.0 - 100 * step, step, num_steps)
 
 
-def known(threshold: float = 0.5, *, held_frames: int = 0) -> StepCache:
+def known(threshold: float = 0.5, *, fixed_frames: int = 0) -> StepCache:
     """A cache after two steps: the velocity, of norm 1, changed 0.1 times as far as the latents."""
-    cache = StepCache(threshold, held_frames=held_frames)
+    cache = StepCache(threshold, fixed_frames=fixed_frames)
     free = torch.zeros(SHAPE)
     free[0, 0, -1, 0, 0] = 1.0
     for way, velocity in [(0.0, 0.8), (2.0, 1.0)]:
@@ -194,8 +194,8 @@ def test_threshold_of_zero_keeps_no_tensor() -> None:
     assert [one() for one in kept] == [None] * 3
 
 
-def test_held_frames_do_not_count() -> None:
-    held = known(held_frames=2)
+def test_fixed_frames_do_not_count() -> None:
+    held = known(fixed_frames=2)
     assert held.reuse(moved(100.0, frame=1), at(5), BOTH) is not None
     assert held.reuse(moved(100.0, frame=2), at(5), BOTH) is None
     assert known().reuse(moved(100.0, frame=1), at(5), BOTH) is None

@@ -23,7 +23,7 @@ from comfyui_multitalk.dev.train_tiny.features import SILENCE, VoiceFeatures
 from comfyui_multitalk.dev.train_tiny.motion import smooth_noise
 from comfyui_multitalk.dev.train_tiny.mouth import correlation, opening
 from comfyui_multitalk.dev.train_tiny.vae import TinyVAE
-from comfyui_multitalk.multitalk_core.method.conditioning import encode_condition
+from comfyui_multitalk.multitalk_core.method.conditioning import encode_known
 
 FRAMES = 9
 
@@ -147,9 +147,9 @@ def test_encoded_clips_are_conditioned_as_in_use(
         past = clips.video[:, :, : clips_module.PREFIX_FRAMES + clips_module.MOTION_FRAMES]
         known = encoders.vae.decode(encoders.vae.encode(past))[:, :, -5:].clamp(-1, 1)
     for i_clip in range(2):
-        expected = encode_condition(encoders.vae, known[i_clip : i_clip + 1], num_frames=FRAMES)
-        assert torch.allclose(found["condition"][i_clip].float(), expected[0, 4:], atol=2e-2)
-        assert int(found["known"][i_clip]) == int(expected[0, 0, :, 0, 0].sum())
+        expected, mask = encode_known(encoders.vae, known[i_clip : i_clip + 1], num_frames=FRAMES)
+        assert torch.allclose(found["condition"][i_clip].float(), expected[0], atol=2e-2)
+        assert int(found["known"][i_clip]) == int(mask[0, 0, :, 0, 0].sum())
     start = int(found["known"][0])
     apart = (found["latents"] - found["condition"])[:, :, :start].float().abs().max()
     assert apart < 2e-2  # what is known is the beginning of the clip

@@ -1,23 +1,31 @@
-"""What a user may expect of `generate`, on a small transformer and stand-in encoders."""
+"""What a user may expect of the engine, on a small transformer and stand-in encoders."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core import engine as pipeline
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
-from comfyui_multitalk.multitalk_core.engine import Speech, Step
+from comfyui_multitalk.multitalk_core.engine import Engine, Finished, Step
 from comfyui_multitalk.multitalk_core.errors import InputError, MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
+from comfyui_multitalk.multitalk_core.inputs import scene
+from comfyui_multitalk.multitalk_core.inputs.masks import fit_masks, to_tokens
 from comfyui_multitalk.multitalk_core.inputs.photo import prepare
+from comfyui_multitalk.multitalk_core.inputs.scene import Picture, Text, compose
+from comfyui_multitalk.multitalk_core.inputs.speech import Speech
 from comfyui_multitalk.multitalk_core.method.color import match_color
+from comfyui_multitalk.multitalk_core.method.sampler import EulerSampler
 from comfyui_multitalk.multitalk_core.method.segments import Segment
+from comfyui_multitalk.multitalk_core.method.state import SegmentState
 from comfyui_multitalk.tests.support.stand_ins import MeanImageEncoder, MeanVAE
 from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
 
@@ -42,7 +50,7 @@ def half_masks() -> Tensor:
 
 
 @dataclass
-class Scene:
+class Film:
     """The arguments of a run, one voice and two segments unless changed."""
 
     speech: Speech = field(default_factory=lambda: Speech(features=voices(1), num_frames=12))
@@ -65,31 +73,37 @@ class Scene:
         default_factory=lambda: MeanImageEncoder(CONFIG.image_dim)
     )
 
-    def start(self) -> Iterator[Tensor]:
-        return pipeline.generate(
-            self.model,
-            self.vae,
-            self.image_encoder,
-            photo=self.photo,
-            speech=self.speech,
-            masks=self.masks,
-            text=self.text,
-            negative_text=self.negative_text,
-            size=self.size,
-            config=self.config,
-            generator=torch.Generator().manual_seed(self.seed),
+    def engine(self) -> Engine:
+        return Engine(
+            sampler=EulerSampler(self.model, dtype=self.dtype),
+            vae=self.vae,
+            image_encoder=self.image_encoder,
             device="cpu",
-            dtype=self.dtype,
-            on_step=self.on_step,
         )
+
+    def scene(self) -> scene.Scene:
+        photo_at = self.photo if callable(self.photo) else lambda _: self.photo
+        masks = None if self.masks is None else to_tokens(fit_masks(self.masks, size=self.size))
+        text = Text(self.text, self.negative_text)
+        return scene.Scene(
+            picture=Picture(photo_at, masks, self.size), speech=self.speech, text_at=lambda _: text
+        )
+
+    def segments(self, state: SegmentState | None = None) -> Iterator[Finished]:
+        return self.engine().segments(
+            self.scene(), self.config, seed=self.seed, state=state, on_step=self.on_step
+        )
+
+    def start(self) -> Iterator[Tensor]:
+        return (part.frames for part in self.segments())
 
     def video(self) -> Tensor:
         return torch.cat(list(self.start()), dim=1)
 
 
-def two_speakers(**changes: Any) -> Scene:
-    scene = Scene(speech=Speech(features=voices(2), num_frames=12), masks=half_masks())
-    return replace(scene, **changes)
+def two_speakers(**changes: Any) -> Film:
+    film = Film(speech=Speech(features=voices(2), num_frames=12), masks=half_masks())
+    return replace(film, **changes)
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -97,19 +111,19 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 @pytest.mark.parametrize("num_frames", [1, 3, 9, 10, 13, 14])
-def test_generate_video_is_as_long_as_the_sound(num_frames: int) -> None:
-    video = Scene(speech=Speech(features=voices(1), num_frames=num_frames)).video()
+def test_engine_video_is_as_long_as_the_sound(num_frames: int) -> None:
+    video = Film(speech=Speech(features=voices(1), num_frames=num_frames)).video()
     assert video.shape == (3, num_frames, 32, 48)
     assert video.dtype == torch.float32
     assert float(video.abs().max()) <= 1.0
 
 
 @pytest.mark.parametrize("method", ["multitalk", "infinitetalk"])
-def test_generate_segments_fade_into_each_other(method: str) -> None:
+def test_engine_segments_fade_into_each_other(method: str) -> None:
     """The frames that both segments show go from the first's to the second's in equal steps."""
-    scene = Scene(config=replace(SAMPLING, method=method))
-    first, second = scene.start()
-    before, after = (decoded[0] for decoded in scene.vae.decoded)
+    film = Film(config=replace(SAMPLING, method=method))
+    first, second = film.start()
+    before, after = (decoded[0] for decoded in film.vae.decoded)
     assert torch.equal(first, before[:, :4])
     assert relative(after[:, :5], before[:, 4:]) > 0.01
     weights = (torch.arange(1, 6) / 6)[:, None, None]
@@ -118,41 +132,41 @@ def test_generate_segments_fade_into_each_other(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["multitalk", "infinitetalk"])
-def test_generate_same_seed_twice_is_identical(method: str) -> None:
+def test_engine_same_seed_twice_is_identical(method: str) -> None:
     config = replace(SAMPLING, method=method)
-    first = Scene(config=config).video()
-    assert torch.equal(first, Scene(config=config).video())
-    assert not torch.equal(first, Scene(config=config, seed=43).video())
+    first = Film(config=config).video()
+    assert torch.equal(first, Film(config=config).video())
+    assert not torch.equal(first, Film(config=config, seed=43).video())
 
 
-def test_generate_leaves_its_inputs_and_the_global_generator_unchanged() -> None:
-    scene = two_speakers()
-    inputs = [*scene.speech.features, scene.masks, scene.text, scene.negative_text, scene.photo]
+def test_engine_leaves_its_inputs_and_the_global_generator_unchanged() -> None:
+    film = two_speakers()
+    inputs = [*film.speech.features, film.masks, film.text, film.negative_text, film.photo]
     before = [one.clone() for one in inputs if one is not None]
     state = torch.random.get_rng_state()
-    scene.video()
+    film.video()
     assert all(torch.equal(a, b) for a, b in zip(before, inputs, strict=True))
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_generate_what_the_caller_does_to_the_frames_does_not_reach_the_next_segment() -> None:
-    expected = Scene().video()
+def test_engine_what_the_caller_does_to_the_frames_does_not_reach_the_next_segment() -> None:
+    expected = Film().video()
     parts = []
-    for part in Scene().start():
+    for part in Film().start():
         parts.append(part.clone())
         part.zero_()
     assert torch.equal(torch.cat(parts, dim=1), expected)
 
 
-def test_generate_leaves_the_gradient_mode_of_the_caller_alone() -> None:
-    frames = Scene(model=small_model().requires_grad_(True)).start()
+def test_engine_leaves_the_gradient_mode_of_the_caller_alone() -> None:
+    frames = Film(model=small_model().requires_grad_(True)).start()
     assert not next(frames).requires_grad
     assert torch.is_grad_enabled()
 
 
-def test_generate_one_speaker_with_a_whole_mask_is_no_mask() -> None:
+def test_engine_one_speaker_with_a_whole_mask_is_no_mask() -> None:
     whole = torch.stack([torch.ones(40, 60), torch.zeros(40, 60)]).bool()
-    assert torch.equal(Scene(masks=whole).video(), Scene().video())
+    assert torch.equal(Film(masks=whole).video(), Film().video())
 
 
 class _Painter:
@@ -176,7 +190,7 @@ class _Painter:
         return painted
 
 
-def test_generate_swapping_speakers_and_masks_gives_the_same_video() -> None:
+def test_engine_swapping_speakers_and_masks_gives_the_same_video() -> None:
     swapped = Speech(features=voices(2)[::-1], num_frames=12)
     video = two_speakers(model=_Painter()).video()
     both = two_speakers(model=_Painter(), speech=swapped, masks=half_masks()[[1, 0, 2]]).video()
@@ -184,7 +198,7 @@ def test_generate_swapping_speakers_and_masks_gives_the_same_video() -> None:
     assert relative(two_speakers(model=_Painter(), speech=swapped).video(), video) > 0.01
 
 
-def test_generate_each_voice_matters() -> None:
+def test_engine_each_voice_matters() -> None:
     video = two_speakers().video()
     first, second = voices(2)
     for features in ((first, -second), (-first, second)):
@@ -192,19 +206,19 @@ def test_generate_each_voice_matters() -> None:
         assert relative(changed, video) > 1e-3
 
 
-def test_generate_audio_strength_of_zero_hears_nothing() -> None:
+def test_engine_audio_strength_of_zero_hears_nothing() -> None:
     deaf = replace(SAMPLING, audio_strength=0.0)
     other = Speech(features=(voices(2)[1],), num_frames=12)
-    assert torch.equal(Scene(config=deaf).video(), Scene(config=deaf, speech=other).video())
+    assert torch.equal(Film(config=deaf).video(), Film(config=deaf, speech=other).video())
 
 
-def test_generate_text_guidance_of_one_needs_no_negative_text() -> None:
+def test_engine_text_guidance_of_one_needs_no_negative_text() -> None:
     config = replace(SAMPLING, text_guidance=1.0)
-    without = Scene(config=config, negative_text=None).video()
-    assert torch.equal(without, Scene(config=config).video())
+    without = Film(config=config, negative_text=None).video()
+    assert torch.equal(without, Film(config=config).video())
 
 
-def test_generate_passes_leave_out_what_their_names_say() -> None:
+def test_engine_passes_leave_out_what_their_names_say() -> None:
     given: list[tuple[int, int, bool]] = []
 
     class Listener(_Painter):
@@ -230,9 +244,9 @@ def test_speech_windows_of_segments_are_cut_from_those_of_the_whole() -> None:
     assert torch.equal(part, whole[:, 8:21])
 
 
-def test_generate_steps_are_reported_in_order() -> None:
+def test_engine_steps_are_reported_in_order() -> None:
     seen: list[Step] = []
-    Scene(on_step=seen.append).video()
+    Film(on_step=seen.append).video()
     assert [(s.segment, s.num_segments, s.step, s.num_steps) for s in seen] == [
         (0, 2, 0, 2),
         (0, 2, 1, 2),
@@ -242,13 +256,13 @@ def test_generate_steps_are_reported_in_order() -> None:
     assert all(s.latents.shape == (1, 16, 3, 4, 6) for s in seen)
 
 
-def test_generate_last_preview_is_the_decoded_latent() -> None:
+def test_engine_last_preview_is_the_decoded_latent() -> None:
     seen: list[Step] = []
-    video = Scene(on_step=seen.append, speech=Speech(features=voices(1), num_frames=9)).video()
+    video = Film(on_step=seen.append, speech=Speech(features=voices(1), num_frames=9)).video()
     torch.testing.assert_close(MeanVAE().decode(seen[-1].latents)[0], video)
 
 
-def test_generate_on_step_that_raises_cancels() -> None:
+def test_engine_on_step_that_raises_cancels() -> None:
     class CancelledError(Exception):
         pass
 
@@ -256,35 +270,35 @@ def test_generate_on_step_that_raises_cancels() -> None:
         if step.segment == 1:
             raise CancelledError
 
-    frames = Scene(on_step=cancel).start()
+    frames = Film(on_step=cancel).start()
     assert next(frames).shape[1] == 4
     with pytest.raises(CancelledError):
         next(frames)
     assert list(frames) == []
 
 
-def test_generate_multitalk_looks_at_the_last_frames_before() -> None:
-    scene = Scene()
-    scene.video()
-    assert [one.shape[2] for one in scene.vae.encoded] == [9, 9]
-    known, first = scene.vae.encoded[1], scene.vae.decoded[0]
+def test_engine_multitalk_looks_at_the_last_frames_before() -> None:
+    film = Film()
+    film.video()
+    assert [one.shape[2] for one in film.vae.encoded] == [9, 9]
+    known, first = film.vae.encoded[1], film.vae.decoded[0]
     assert torch.equal(known[:, :, :5], first[:, :, 4:])
     assert not known[:, :, 5:].any()
-    assert torch.equal(scene.image_encoder.seen[1], first[:, :, 8])
+    assert torch.equal(film.image_encoder.seen[1], first[:, :, 8])
 
 
-def test_generate_infinitetalk_looks_at_the_photo_and_holds_the_motion_frames() -> None:
-    scene = Scene(config=replace(SAMPLING, method="infinitetalk"))
-    scene.video()
-    encoded = scene.vae.encoded
+def test_engine_infinitetalk_looks_at_the_photo_and_holds_the_motion_frames() -> None:
+    film = Film(config=replace(SAMPLING, method="infinitetalk"))
+    film.video()
+    encoded = film.vae.encoded
     assert [one.shape[2] for one in encoded] == [9, 1, 9, 5]
     assert torch.equal(encoded[0], encoded[2])
-    assert torch.equal(encoded[3], scene.vae.decoded[0][:, :, 4:])
-    assert torch.equal(*scene.image_encoder.seen)
+    assert torch.equal(encoded[3], film.vae.decoded[0][:, :, 4:])
+    assert torch.equal(*film.image_encoder.seen)
 
 
-def test_generate_infinitetalk_asks_for_the_picture_at_each_segment() -> None:
-    photo = Scene().photo
+def test_engine_infinitetalk_asks_for_the_picture_at_each_segment() -> None:
+    photo = Film().photo
     asked: list[int] = []
 
     def picture(frame: int) -> Tensor:
@@ -292,23 +306,23 @@ def test_generate_infinitetalk_asks_for_the_picture_at_each_segment() -> None:
         return photo if frame == 0 else 255 - photo
 
     config = replace(SAMPLING, method="infinitetalk")
-    scene = Scene(config=config, photo=picture)
-    scene.video()
+    film = Film(config=config, photo=picture)
+    film.video()
     assert asked == [0, 4]
-    first, second = (scene.vae.encoded[call][:, :, 0] for call in (0, 2))
+    first, second = (film.vae.encoded[call][:, :, 0] for call in (0, 2))
     torch.testing.assert_close(second, -first, atol=0.01, rtol=0)  # resized in steps of 2 / 255
 
 
-def test_generate_colours_are_matched_before_the_frames_are_taken_over() -> None:
-    scene = Scene(config=replace(SAMPLING, color_match=1.0))
-    video = scene.video()
-    matched = match_color(scene.vae.decoded[0], prepare(scene.photo, size=SIZE), strength=1.0)
-    assert torch.equal(scene.vae.encoded[1][:, :, :5], matched[:, :, 4:])
+def test_engine_colours_are_matched_before_the_frames_are_taken_over() -> None:
+    film = Film(config=replace(SAMPLING, color_match=1.0))
+    video = film.video()
+    matched = match_color(film.vae.decoded[0], prepare(film.photo, size=SIZE), strength=1.0)
+    assert torch.equal(film.vae.encoded[1][:, :, :5], matched[:, :, 4:])
     assert torch.equal(video[:, :4], matched[0, :, :4])
-    assert relative(Scene().video(), video) > 0.1
+    assert relative(Film().video(), video) > 0.1
 
 
-def test_generate_bfloat16_stays_near_float32() -> None:
+def test_engine_bfloat16_stays_near_float32() -> None:
     exact = two_speakers().video()
     assert (
         relative(two_speakers(dtype=torch.bfloat16, model=small_model().bfloat16()).video(), exact)
@@ -329,34 +343,95 @@ class _Breaking:
         return velocity * float("nan") if self.calls == self.call else velocity
 
 
-def test_generate_nan_latents_are_a_clear_error() -> None:
-    frames = Scene(model=_Breaking(call=3)).start()
+def test_engine_nan_latents_are_a_clear_error() -> None:
+    frames = Film(model=_Breaking(call=3)).start()
     next(frames)
     with pytest.raises(MultiTalkError, match=r"step 1 of 2 are not finite .*bfloat16"):
         next(frames)
 
 
-def test_generate_nan_frames_are_a_clear_error() -> None:
+def test_engine_nan_frames_are_a_clear_error() -> None:
     class BrokenVAE(MeanVAE):
         def decode(self, latents: Tensor) -> Tensor:
             return super().decode(latents) / 0.0
 
     with pytest.raises(MultiTalkError, match="frames of segment 1 are not finite"):
-        Scene(vae=BrokenVAE()).video()
+        Film(vae=BrokenVAE()).video()
 
 
 @pytest.mark.parametrize(
-    ("scene", "message"),
+    ("film", "message"),
     [
-        pytest.param(Scene(size=Size(30, 48)), "48x30 is not a multiple of 16", id="size"),
-        pytest.param(Scene(negative_text=None), "needs a negative prompt", id="negative-text"),
+        pytest.param(Film(negative_text=None), "needs a negative prompt", id="negative-text"),
         pytest.param(two_speakers(masks=None), "2 speakers need 3 masks", id="no-masks"),
         pytest.param(two_speakers(masks=half_masks()[:2]), "but 2 were given", id="too-few-masks"),
     ],
 )
-def test_generate_inputs_that_do_not_fit_are_said(scene: Scene, message: str) -> None:
+def test_engine_inputs_that_do_not_fit_are_said(film: Film, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        scene.video()
+        film.video()
+
+
+def test_compose_refuses_a_size_that_is_no_multiple_of_16() -> None:
+    with pytest.raises(InputError, match="48x30 is not a multiple of 16"):
+        compose(Film().photo, [None], size=Size(30, 48))
+
+
+def test_compose_says_that_a_single_speakers_region_has_no_effect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    picture = compose(Film().photo, [torch.ones(40, 60)], size=SIZE)
+    assert picture.token_masks is None
+    assert "no effect" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["multitalk", "infinitetalk"])
+def test_engine_goes_on_from_a_state_read_back_from_disk(method: str, tmp_path: Path) -> None:
+    """Another engine, after the first segment: the rest of the video is the same, bit for bit."""
+    config = replace(SAMPLING, method=method, color_match=0.5)
+    speech = Speech(features=voices(2, num_frames=30), num_frames=20)
+    expected = [part.frames for part in two_speakers(speech=speech, config=config).segments()]
+    first = next(two_speakers(speech=speech, config=config).segments())
+    assert first.state is not None
+    save_file(first.state.tensors(), tmp_path / "state.safetensors")
+    state = SegmentState.from_tensors(load_file(tmp_path / "state.safetensors"))
+    rest = list(two_speakers(speech=speech, config=config).segments(state))
+    assert rest[-1].state is None
+    assert len(rest) == 3
+    made = [first.frames, *(part.frames for part in rest)]
+    assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"config": replace(SAMPLING, steps=3)}, "steps"),
+        ({"seed": 1}, "seed"),
+        ({"photo": torch.zeros(40, 60, 3, dtype=torch.uint8)}, "photo"),
+        ({"text": draw(1, 4, CONFIG.text_dim, seed=8)}, "prompt"),
+        ({"speech": Speech(features=voices(1, num_frames=15), num_frames=12)}, "voices"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_engine_refuses_a_state_of_other_settings_by_their_name(
+    changes: dict[str, Any], name: str
+) -> None:
+    state = next(Film().segments()).state
+    with pytest.raises(InputError, match=f"made with another {name} "):
+        next(replace(Film(), **changes).segments(state))
+
+
+def test_state_that_is_something_else_is_said() -> None:
+    with pytest.raises(InputError, match="no saved state"):
+        SegmentState.from_tensors({"num_done": torch.tensor(1)})
+
+
+def test_engines_in_two_threads_make_the_videos_they_make_alone() -> None:
+    films = [two_speakers(seed=1), two_speakers(seed=2, config=replace(SAMPLING, steps=3))]
+    alone = [film.video() for film in films]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(Film.video, films))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
 @pytest.mark.parametrize(
