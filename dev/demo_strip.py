@@ -1,8 +1,8 @@
-"""Shows that the lips of the demo follow its sound: frames over waveform and mouth opening.
+"""Shows that the demo's lips follow its voice: frames over the waveform and the mouth's opening.
 
     python -m comfyui_multitalk.dev.demo_strip output/demo.mp4 output/demo.png [docs/demo.gif]
 
-A second picture, a GIF, is the video itself, made small.
+The third argument is the video as a small GIF.
 """
 
 from __future__ import annotations

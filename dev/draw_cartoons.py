@@ -1,7 +1,7 @@
 """Draws the photos for the tiny set: python -m comfyui_multitalk.dev.draw_cartoons [FOLDER].
 
-The tiny set knows no other people than those of `dev/train_tiny`; these two pictures are drawn by
-the same code, from seeds that no training used.
+The tiny set knows only the people of `dev/train_tiny`. The same code draws these two pictures, from
+seeds that were not used in training.
 """
 
 from __future__ import annotations

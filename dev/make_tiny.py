@@ -1,10 +1,9 @@
-"""Makes the tiny set: every weights file of the method at toy size, in its real format, untrained.
+"""Makes the untrained tiny set: every weights file of the method, tiny, in its released format.
 
     python -m comfyui_multitalk.dev.make_tiny [FOLDER]     # .cache/tiny
 
-The whole path runs on it in seconds on a CPU; what it draws is noise, for nothing here has seen a
-face. Names, layouts and file formats are those of the released files. The same code gives the same
-bytes.
+The whole path runs on it in seconds on a CPU; its videos are noise, since nothing was trained.
+Names, layouts and file formats are those of the released files. The same code gives the same bytes.
 """
 
 from __future__ import annotations

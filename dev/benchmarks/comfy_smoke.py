@@ -1,12 +1,12 @@
 """A 14B MODEL in ComfyUI: `python -m comfyui_multitalk.dev.benchmarks.comfy_smoke COMFYUI`.
 
-Writes weights of the released sizes with random content (17 GB, into TMPDIR), then runs the
-workflow of one speaker in a ComfyUI server, one segment of 81 frames at 480p, under each memory
-management: all on the card, no more than `--low-gb` of it, and ComfyUI's dynamic VRAM. Reports the
-time of a step, how long an interrupt takes (half a second at most), what is left on the card after
-`/free` (2 % of the peak at most), and what the server says of its loading; the report is written
-anew after each. `--precision exact int8` does so in both. `--scale small --device cpu` tries the
-script itself in a minute.
+Writes weights of the released sizes with random content (17 GB, into TMPDIR). Then runs the
+one-speaker workflow in a ComfyUI server, one segment of 81 frames at 480p, under each memory
+management: everything on the card, at most `--low-gb` of it, and ComfyUI's dynamic VRAM. Reports
+the time of a step, the delay of an interrupt (half a second at most), the memory left on the card
+after `/free` (2 % of the peak at most), and the server's log lines about loading. The report is
+rewritten after each. `--precision exact int8` runs all of it in both. `--scale small --device cpu`
+tries the script itself in a minute.
 """
 
 from __future__ import annotations

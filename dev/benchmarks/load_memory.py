@@ -1,8 +1,7 @@
 """Memory of loading a 14B GGUF: `python -m comfyui_multitalk.dev.benchmarks.load_memory`.
 
-Writes a sparse file with the tensors of Wan2.1-I2V-14B (their bytes are zeros and take no disk),
-loads it into GGUF layers and samples the process's anonymous memory (RssAnon) all the while.
-Linux only.
+Writes a sparse file with the tensors of Wan2.1-I2V-14B (zeros, which take no disk space), loads it
+into GGUF layers and meanwhile samples the process's anonymous memory (RssAnon). Linux only.
 """
 
 from __future__ import annotations

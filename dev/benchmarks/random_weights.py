@@ -1,8 +1,8 @@
-"""Weights files of any size with random content, written as a stream; for `smoke_14b`.
+"""Weights files of any size with random content, written as a stream, for `smoke_14b`.
 
-Names, shapes and formats are those of the released files. One pool of random numbers is used again
-and again from changing places, so that 14 GB take tens of seconds and little memory; matrices have
-variance 1 / fan-in, so that what passes through them stays of order one.
+Names, shapes and formats are those of the released files. One pool of random numbers is read again
+and again from changing offsets, so that 14 GB take tens of seconds and little memory. Matrices have
+variance 1 / fan-in, so that activations stay of order one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _Q4_K_MIN = 7.5
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _PLAIN.items()} | {torch.uint8: "U8"}
 _STD = {
-    "time_projection.1.weight": 0.02,  # small, so that every gate stays near its own value
+    **wan.STD,
     "decoder.head.2.weight": 0.03,
     "masked_spec_embed": 0.1,
 }
@@ -135,7 +135,7 @@ class RandomPool:
         )
 
     def plain(self, name: str, shape: tuple[int, ...], *, std: Mapping[str, float]) -> Tensor:
-        """Give float32 values by the rule of `tools.tiny.fill`."""
+        """Give float32 values by the rule of `dev.tiny.fill`."""
         mean, deviation = moments(name, shape, std=_STD | dict(std))
         return (self._cut(self._normal, prod(shape)) * deviation + mean).view(shape)
 

@@ -1,10 +1,10 @@
 """A run at 14B sizes: `python -m comfyui_multitalk.dev.benchmarks.smoke_14b --out smoke.json`.
 
 Writes weights of the released sizes with random content (17 GB, into TMPDIR), then makes one
-segment, 832x480 and 81 frames, in 2 steps of 3 passes with the `multitalk` command: once with the
-transformer on the card, once with its blocks streamed. Reports times and memory, and checks that
-the video is whole and its latents and frames were finite. Faults of device and dtype surface here;
-what the video shows is noise. `--scale small --device cpu` tries the script itself in seconds.
+segment of 832x480 and 81 frames in 2 steps of 3 passes with the `multitalk` command: once with a
+resident transformer, once with streamed blocks. Reports times and memory, and checks that the video
+is complete and its latents and frames are finite. This finds errors of device and dtype; the video
+shows noise. `--scale small --device cpu` tries the script itself in seconds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One run of the `multitalk` command with its parts timed: `timed_run OUT.json generate ...`.
+"""Times the parts of one run of the `multitalk` command: `timed_run OUT.json generate ...`.
 
-Nothing of the command is changed: hooks that torch offers for all modules note when a model begins
-and ends. On a card each note waits until the work before it is done.
+The command is not changed: torch's hooks for all modules note when a model begins and ends. On a
+card each note waits for the work before it.
 """
 
 from __future__ import annotations

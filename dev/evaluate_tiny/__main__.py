@@ -1,9 +1,9 @@
-"""Measures a trained tiny set: the table of what it must show.
+"""Measures a trained tiny set and compares each figure with its bound.
 
 python -m comfyui_multitalk.dev.evaluate_tiny [--models models/tiny] [--clips 64] [--json FILE]
 
-The files are written anew after every group of rows, so that a run that is ended early leaves what
-it has measured. `--rows two:32 long:16` measures two groups, on 32 and on 16 photos.
+The files are rewritten after every group of rows, so an interrupted run leaves what it has
+measured. `--rows two:32 long:16` measures two groups, on 32 and on 16 photos.
 """
 
 from __future__ import annotations

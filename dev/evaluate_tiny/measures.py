@@ -1,4 +1,4 @@
-"""What is measured on videos: how a mouth follows a voice, colours, faces, seams. Tensors only."""
+"""Measures of videos: how a mouth follows a voice, colours, faces, seams. Tensors only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rows of the table: what the tiny set must show, measured on held-out people and voices."""
+"""The rows of the table, each with its bound, measured on held-out people and voices."""
 
 from __future__ import annotations
 

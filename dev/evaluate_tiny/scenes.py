@@ -1,4 +1,4 @@
-"""Held-out scenes: people and voices that no training saw."""
+"""Held-out scenes: people and voices that were not in the training."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The whole pack, loaded from files as the command loads it, and asked for many small videos.
+"""The whole pack, loaded from files as by the command, for making many small videos.
 
-Only the autoencoder runs in another form, that of `train_tiny`: the same numbers (tests hold the
-two together) in a sixth of the time.
+Only the autoencoder is the one of `train_tiny`: it gives the same numbers (a test compares them) in
+a sixth of the time.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Compare the transformer with recorded runs of `WanModel` (`dit_*` files).
 
-Hooks collect every intermediate value under the name the recording gives it. Departures shown as
-such: upstream's reference map drops the last of an odd number of heads, and is NaN for a region
-without tokens, which then wins every token. The recorded values are checked with upstream's map
-put in by a hook; what the product gives instead is said in rows of their own.
+Hooks collect every intermediate value under its recorded name. Two departures get their own rows:
+upstream's reference map drops the last head of an odd number, and becomes NaN for a region without
+tokens, which then wins every token. For the other rows a hook replaces our map by upstream's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Golden files: recorded tensors of the official code, and the rows a comparison with them gives.
+"""Golden files: tensors recorded from the official code, and the rows of a comparison with them.
 
-Every comparer in this package offers `compare(path) -> list[Row]`; `scripts/parity` picks one by
-the file's `what`.
+Every comparer in this package offers `compare(path) -> list[Row]`; `parity.driver` picks one by the
+file's `what`.
 """
 
 from __future__ import annotations

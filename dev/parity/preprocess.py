@@ -1,4 +1,4 @@
-"""Photo, masks, colours, schedule and adaptive guidance against files of the kind `preprocess`."""
+"""Compare photo, masks, colours, schedule and adaptive guidance (`preprocess` files)."""
 
 from __future__ import annotations
 

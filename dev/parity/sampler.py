@@ -1,7 +1,8 @@
 """Compare the sampling loop with recorded runs of `generate` and `generate_infinitetalk`.
 
-Every variant in the file is run by `pipeline.generate` with upstream's plan and compared at every
-step. Departures are shown as such: the length of the video, overlapping boxes, a pass saved.
+`engine.generate` runs every variant in the file with upstream's division into segments, and every
+step is compared. Departures get rows of their own: the length of the video, overlapping boxes, a
+pass saved.
 """
 
 from __future__ import annotations

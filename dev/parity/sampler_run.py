@@ -1,8 +1,8 @@
-"""Run `pipeline.generate` on a sampler file's inputs, with recorded stand-ins for the encoders.
+"""Run `engine.generate` on a sampler file's inputs, with recorded results of the encoders.
 
-The product's own recipe runs, with upstream's division into segments (`upstream_plan`) and
-upstream's mirrored end of the audio features; the VAE and the CLIP tower give back what the
-official run got, call by call.
+The product's recipe runs with upstream's division into segments (`upstream_plan`) and upstream's
+mirrored end of the audio features. VAE and CLIP tower return, call by call, what the official run
+got from them.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from torch import Tensor
 from ...multitalk_core import engine as pipeline
 from ...multitalk_core.config import ApgConfig, SamplingConfig
 from ...multitalk_core.geometry import Size, latent_frames
-from ...multitalk_core.method.segments import Segment, SegmentPlan, upstream_plan
+from ...multitalk_core.method.segments import Segment, SegmentPlan
 from ...multitalk_core.model.attention import SelfAttended, SelfAttention
 from ...multitalk_core.model.dit import MultiTalkModel
 from .dit import upstream_map
 from .golden import GoldenFile
+from .segments import upstream_plan
 
 
 @dataclass

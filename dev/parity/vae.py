@@ -1,4 +1,4 @@
-"""The video VAE against recorded encodings and decodings of the official code."""
+"""Compare the video VAE with recorded encodings and decodings (`vae` files)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Voices and audio features against files of the kind `wav2vec_tiny`."""
+"""Compare voices and audio features with recorded ones (`wav2vec` files)."""
 
 from __future__ import annotations
 

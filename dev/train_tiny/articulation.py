@@ -1,9 +1,9 @@
-"""What the mouth does for a sound: how far it opens, and whether it is rounded or spread.
+"""How far the mouth opens for a sound, and whether it is rounded or spread.
 
-The one truth of the tiny family: the faces are drawn by it, and the talking is measured against it.
-It is no phonetics: the opening follows the loudness of the band in which vowels live, the width the
-brightness of that band, both as smooth as a mouth and as four frames of video in one latent frame.
-Plain NumPy, no state; the same sound gives the same mouth.
+Faces are drawn by this function, and videos are measured against it. It is not phonetics: the
+opening follows the loudness of the frequency band of vowels, the width the brightness of that band.
+Both are smoothed to what a mouth can do and to the four video frames of a latent frame. Plain
+NumPy; the same sound gives the same mouth.
 """
 
 from __future__ import annotations

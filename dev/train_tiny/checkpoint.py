@@ -1,7 +1,7 @@
-"""Where an interrupted run goes on: at most 14 MB, so that it can travel between machines.
+"""Checkpoints of an interrupted training, at most 14 MB, so that they can travel between machines.
 
-Weights, their running average and the second moments of Adam are kept as float16; the first
-moments are not, they are back after ten steps. What takes no part in training is left out.
+Weights, their running average and Adam's second moments are stored as float16. The first moments
+are not stored: ten steps restore them. Parameters that are not trained are left out.
 """
 
 from __future__ import annotations

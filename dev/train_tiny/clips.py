@@ -1,10 +1,10 @@
-"""Clips for the talker: drawn people whose mouths follow voices, with all that is known of them.
+"""Training clips: drawn people whose mouths follow voices, with everything known about them.
 
     faces + voices -> frames, prompt, what each speaker says, where each speaker is
 
-A speaker's number says nothing of the place in the picture: the order of people is drawn for every
-clip, else place would be a short cut and L-RoPE would learn nothing. In a part of the clips the
-prompt names another wall than the photo shows, and the wall takes on that colour.
+The order of the speakers is random in every clip, so that a speaker's number does not tell the
+place in the picture; otherwise the model would learn places instead of L-RoPE labels. In some
+clips the prompt names another wall than the photo shows, and the wall turns into that colour.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Stage `latents`: clips as the talker is trained on them, encoded once and kept on disk.
+"""Stage `latents`: the talker's training clips, encoded once and kept on disk.
 
     python -m comfyui_multitalk.dev.train_tiny latents --out DIR --clips 6144
 
-Everything goes through the parts that ship: the video autoencoder, the CLIP tower and the table of
-encoded prompts. What a clip is told about the picture is made as `multitalk_core.conditioning`
-does: known frames, then grey ones, encoded; the photo's CLIP tokens. Where a clip goes on from
-motion frames, these have been through the autoencoder, as they will have been in use.
+The clips are encoded by the parts that ship: the video autoencoder, the CLIP tower and the table of
+encoded prompts. The image condition is made as in `multitalk_core.method.conditioning`: known
+frames, then grey ones, encoded, with the photo's CLIP tokens. Motion frames have already been
+through the autoencoder once, as they will have been in use.
 """
 
 from __future__ import annotations

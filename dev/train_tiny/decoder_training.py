@@ -1,9 +1,9 @@
-"""A second training of the autoencoder's decoder alone, on how its frames change.
+"""Stage `decoder`: a second training of the autoencoder's decoder, for smooth frame changes.
 
-Every fourth frame begins a new latent and changes more than its neighbours; at a seam between
-segments the motion frames have been through the autoencoder twice. So the change between frames
-counts here beside them, and every third step decodes latents of a second trip. The encoder
-stays, so latents, base and adapter do too.
+Every fourth frame starts a new latent frame and changes more than its neighbours. At a seam between
+segments the motion frames have been through the autoencoder twice. The loss therefore includes the
+change between frames, and every third step decodes latents of a second encoding. The encoder is
+frozen, so latents, base and adapter stay valid.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Paints drawn people: soft-edged shapes over a wall, for all clips and frames at once.
 
-Shapes are signed distances, negative inside; the edge of a shape is a ramp of `SOFTNESS` pixels.
-The distance to an ellipse is `k0 (k0 - 1) / k1` (Quilez), good to the second order near the edge.
+Shapes are signed distances, negative inside; an edge is a ramp of `SOFTNESS` pixels. The distance
+to an ellipse is `k0 (k0 - 1) / k1` (Quilez), accurate to the second order near the edge.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from ...tools.convert import convert
 from ..tiny.files import TrainedSet
+from ..tiny.wan import TRAINED
 from .dataset import VAE_FILE
-from .talker import CONFIG, load_adapter, load_base
+from .talker import load_adapter, load_base
 from .voices import SAMPLE_RATE, TEST_VOICES, load_voices, save_voices
 
 MAX_BYTES = 28_000_000
@@ -44,7 +45,7 @@ def export(training: Path, models: Path) -> TrainedSet:
         draft = TrainedSet(Path(scratch))
         full = draft.folder / "base.safetensors"
         save_file(load_base(training), full)
-        convert(full, draft.base, type="Q8_0", num_heads=CONFIG.num_heads)
+        convert(full, draft.base, type="Q8_0", num_heads=TRAINED.num_heads)
         adapter = {name: value.to(torch.float16) for name, value in load_adapter(training).items()}
         save_file(dict(sorted(adapter.items())), draft.adapter, metadata={"format": "pt"})
         shutil.copyfile(training / VAE_FILE, draft.vae)

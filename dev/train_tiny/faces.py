@@ -1,8 +1,8 @@
 """Drawn people: their looks, how they are painted, where their mouths are.
 
-Everything is a soft-edged signed distance, evaluated for all clips and frames at once, so that data
-is drawn while a model trains, on any device. Lengths are pixels of a picture 128 high; the picture
-may have any size. The style is flat on purpose: the autoencoder keeps 1 number of 48.
+Everything is a soft-edged signed distance, computed for all clips and frames at once on any device,
+so that training data is drawn during training. Lengths are pixels of a picture 128 high; the
+picture may have any size. The style is deliberately flat: the autoencoder keeps 1 number of 48.
 """
 
 from __future__ import annotations

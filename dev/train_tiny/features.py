@@ -1,9 +1,9 @@
-"""What the tiny Wav2Vec2 hears in every voice, and what the mouth does: one file for the training.
+"""Stage `features`: the Wav2Vec2 features and the mouth movement of every voice, in one file.
 
     python -m comfyui_multitalk.dev.train_tiny features --out DIR
 
-The features come from `multitalk_core.audio_features`, as in use. The file holds them in 8 bits,
-one scale per layer and channel for all voices. Reading it needs torch and safetensors alone.
+The features come from `multitalk_core.inputs.features`, as in use. The file stores them in 8 bits,
+one scale per layer and channel for all voices. Reading it needs only torch and safetensors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What drawn people do over time: mouth, head and lids, all slow enough for a 4-frame latent.
+"""Movement of drawn people: mouth, head and lids, slow enough for latent frames of 4 frames.
 
-The mouth comes from a voice (articulation.py) wherever sound is involved; the autoencoder needs no
-sound, so its clips move by the random curves made here.
+Where there is sound, the mouth follows the voice (articulation.py). The autoencoder's training
+needs no sound; its clips use the random curves of this module.
 """
 
 from __future__ import annotations

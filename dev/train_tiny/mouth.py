@@ -1,7 +1,7 @@
-"""How far a mouth is open, measured from pixels alone.
+"""How far a mouth is open, measured from pixels.
 
-The height of the dark red inside of a mouth, taken over a narrow strip around its middle, so that
-a wide mouth counts no more than a rounded one. Teeth are left out; they take a fixed part.
+It is the height of the dark red inside of the mouth in a narrow strip around its middle, so that a
+wide mouth does not count more than a rounded one. Teeth are excluded; they cover a fixed part.
 """
 
 from __future__ import annotations

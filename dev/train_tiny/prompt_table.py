@@ -1,4 +1,4 @@
-"""Encoded prompts in a file, for training boxes that have neither tokenizer nor text encoder."""
+"""Encoded prompts in a file, for training machines without tokenizer and text encoder."""
 
 from __future__ import annotations
 

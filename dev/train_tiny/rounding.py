@@ -1,7 +1,7 @@
-"""Weights rounded as the shipped file rounds them: Q8_0, one byte a number and a scale for 32.
+"""Weights rounded to Q8_0 as in the shipped file: one byte a number and a scale for 32 numbers.
 
-The adapter is trained on the rounded base, so nothing is lost when the base is written as GGUF
-(rounding twice changes nothing), and a checkpoint of 10 million weights takes 11 MB.
+The adapter is trained on the rounded base, so writing the base as GGUF loses nothing (rounding
+twice changes nothing), and a checkpoint of 10 million weights takes 11 MB.
 """
 
 from __future__ import annotations

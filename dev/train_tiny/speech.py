@@ -1,11 +1,11 @@
-"""A tiny Wav2Vec2 whose layers carry speech.
+"""Stage `speech`: a tiny Wav2Vec2 whose layers describe speech.
 
     python -m comfyui_multitalk.dev.train_tiny speech --out DIR
 
-Every layer learns to tell, through a linear head that is thrown away, what is heard in each video
-frame (a mel spectrum) and what the mouth does for it. Class, strides and file format are those of
-chinese-wav2vec2-base, and the features are resampled to 25 Hz before the encoder as
-`multitalk_core.audio_features` does, which is also what the result is measured through.
+Through a linear head that is dropped afterwards, every layer learns to predict for each video frame
+a mel spectrum and the mouth's movement. Class, strides and file format are those of
+chinese-wav2vec2-base. As in `multitalk_core.inputs.features`, the features are resampled to 25 Hz
+before the encoder; the result is measured through that module too.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python -m comfyui_multitalk.dev.train_tiny adapter --out DIR --minutes 9 [--resume]
 
 The model is `multitalk_core`'s own. `base` learns to keep the picture and to move heads, lids and
-mouths, and hears nothing. Its result is rounded to Q8_0, as it will ship, and frozen; `adapter`
-learns on top of it what the voices add. The loss is that of flow matching in the direction of
-`multitalk_core.schedule`: at level t of 1 the latents are (1 - t) clean + t noise, the timestep is
-1000 t and the velocity noise - clean. Latent frames that the sampler holds in place cost nothing.
+mouths; it has no audio. Its weights are rounded to Q8_0, as they will ship, and frozen. `adapter`
+then learns what the voices add. The loss is that of flow matching, in the direction of
+`multitalk_core.method.schedule`: at level t (0 to 1) the latents are (1 - t) clean + t noise, the
+timestep is 1000 t and the velocity is noise - clean. Known latent frames add nothing to the loss.
 """
 
 from __future__ import annotations
@@ -25,26 +25,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...multitalk_core.config import AudioConfig, ModelConfig
+from ...multitalk_core.config import ModelConfig
 from ...multitalk_core.model.dit import MultiTalkModel
-from ..tiny.wan import is_audio
+from ..tiny.wan import TRAINED, is_audio
 from .context import repeat_padding
 from .dataset import Batch, Cache
 from .rounding import pack, unpack
 
-CONFIG = ModelConfig(
-    dim=256,
-    ffn_dim=1024,
-    num_heads=4,
-    num_layers=8,
-    text_dim=64,
-    image_dim=64,
-    audio=AudioConfig(layers=12, channels=32, hidden_dim=128, num_tokens=8, token_dim=256),
-)
 SEED = 4
 
 _SHIFT = 3.0
-"""Of the levels seen in training; see `multitalk_core.schedule.shift_timestep`."""
+"""Of the levels seen in training; see `multitalk_core.method.schedule.shift_timestep`."""
 _AUDIO_END = "audio_cross_attn.proj.weight"
 """Begins at zero, so that the adapter begins as the base."""
 _MOUTH_WEIGHT = 6.0
@@ -137,7 +128,7 @@ def loss_of(
         image=batch.image,
         audio=audio,
         token_masks=batch.masks if two else None,
-        hooks=repeat_padding(times=CONFIG.text_len - model.config.text_len + 1),
+        hooks=repeat_padding(times=TRAINED.text_len - model.config.text_len + 1),
     )
     error = (velocity.float() - (draw.noise - batch.latents)).square().mean(dim=1, keepdim=True)
     free = (1 - batch.held).expand_as(error)
@@ -266,7 +257,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=64, help="clips of one person in a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.998)
-    parser.add_argument("--layers", type=int, default=CONFIG.num_layers)
+    parser.add_argument("--layers", type=int, default=TRAINED.num_layers)
     parser.add_argument("--max-steps", type=int, default=1_000_000)
 
 
@@ -278,7 +269,7 @@ def run(arguments: argparse.Namespace) -> None:
     cache = Cache(arguments.out, device=device)
     result: Path = arguments.out / f"{arguments.stage}.safetensors"
     base_only = arguments.stage == "base"
-    config = replace(CONFIG, num_layers=arguments.layers)
+    config = replace(TRAINED, num_layers=arguments.layers)
     config = replace(config, audio=None) if base_only else config
     model = build(config, text_len=cache.text_len)
     known = {} if base_only else load_base(arguments.out)

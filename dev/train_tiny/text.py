@@ -1,11 +1,11 @@
-"""A tiny UMT5 and its tokenizer, trained to tell colours of hair and wall in whatever words.
+"""Stage `text`: a tiny UMT5 and its tokenizer that recognise colours of hair and wall.
 
     python -m comfyui_multitalk.dev.train_tiny text --out DIR
 
-Every output token learns to tell, through linear heads that are thrown away, the first and the
-second person's hair, the wall, and the word it stands for. Some pairs of colours are never seen in
-training; the printed figure is of those. Class, file format and special ids are UMT5's. All
-sentences of `faces.prompts` are encoded too, as the training of the transformer wants them.
+Through linear heads that are dropped afterwards, every output token learns to predict the first and
+the second person's hair, the wall, and its own word. Some pairs of colours never occur in training;
+the printed figure is measured on those. Class, file format and special ids are UMT5's. The stage
+also encodes all sentences of `faces.prompts` for the training of the transformer.
 """
 
 from __future__ import annotations

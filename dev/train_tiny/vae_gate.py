@@ -1,4 +1,4 @@
-"""How well the tiny autoencoder keeps faces that it never saw, and what it must reach."""
+"""The quality that the tiny autoencoder must reach on faces that it never saw."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""Training of the tiny video autoencoder, and the gate it must pass.
+"""Stage `vae`: training of the tiny video autoencoder, and the quality it must reach.
 
-First pictures, which teach the decoder its first frame and all shapes at a third of the cost; then
-clips of crops, half of them about a mouth; whole pictures in the end. All of it is drawn while it
-trains. Noise on the latents makes the decoder bear what a transformer gets slightly wrong.
+Training starts with single pictures: they teach the decoder its first frame and all shapes at a
+third of the cost. Then come clips of crops, half of them around a mouth, and at the end whole
+pictures. All data is drawn during training. Noise on the latents makes the decoder robust to the
+small errors of a transformer.
 """
 
 from __future__ import annotations

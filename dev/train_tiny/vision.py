@@ -1,11 +1,11 @@
-"""A tiny CLIP vision tower that sees what drawn people look like.
+"""Stage `vision`: a tiny CLIP vision tower that recognises drawn people.
 
     python -m comfyui_multitalk.dev.train_tiny vision --out DIR
 
-The last but one state is what Wan reads, and all that is trained: its first token tells, through a
-linear head that is thrown away, the colours of wall, hair, skin and shirt and where the heads are;
-every other token tells the colours of its own patch and of its quarters. Class, file format, 224
-pixels and patches of 14 are those of ViT-H.
+Only the last but one state is trained, the one that Wan reads. Through a linear head that is
+dropped afterwards, its first token predicts the colours of wall, hair, skin and shirt and the
+places of the heads; every other token predicts the colours of its patch and its quarters.
+Class, file format, 224 pixels and patches of 14 are those of ViT-H.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Voices: sixteen speakers of espeak-ng, each reading a minute of sentences with pauses.
+"""Stage `voices`: sixteen espeak-ng speakers, each reading a minute of sentences with pauses.
 
     python -m comfyui_multitalk.dev.train_tiny voices --out DIR
 
-Made once, by a machine that has espeak-ng, and carried to the training as one compressed file. The
-test speakers share neither timbre nor sentences with the training speakers.
+Only this stage needs espeak-ng; training machines get its result, one compressed file. The test
+speakers share neither timbre nor sentences with the training speakers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Writing the borrowed encoders: fp16, sorted, head count in the metadata, whole or not at all."""
+"""Writes the encoders' weights: float16, sorted names, head count in the metadata, atomically."""
 
 from __future__ import annotations
 

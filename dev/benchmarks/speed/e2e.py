@@ -1,7 +1,7 @@
-"""Where the time of a whole video goes: the demo on the tiny trained weights, profiled on the CPU.
+"""What a whole video spends its time on: the demo on the trained tiny weights, profiled on CPU.
 
-Anything but products, attention and convolutions that takes more than a tenth of the time of all
-operations is flagged.
+Any other operation than products, attention and convolutions that takes more than a tenth of the
+time is flagged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _GROUPS = {
     "convolution": ("conv",),
     "product": ("mm", "linear", "matmul", "einsum"),
 }
-"""Kinds to parts of the operations' names; the first that fits counts."""
+"""Kinds, by parts of an operation's name; the first match counts."""
 _LIMIT = 0.1
 _SHOWN = 0.01
 
@@ -64,7 +64,7 @@ def group(operation: str) -> str:
 
 
 def shares(times: dict[str, tuple[float, int]]) -> Iterable[dict[str, Any]]:
-    """Give a row for each kind, then one for each other operation above a hundredth."""
+    """Give a row for each kind, then one for each other operation above a hundredth of the time."""
     total = sum(time for time, _ in times.values())
     groups: dict[str, float] = defaultdict(float)
     calls: dict[str, int] = defaultdict(int)
@@ -87,7 +87,7 @@ def shares(times: dict[str, tuple[float, int]]) -> Iterable[dict[str, Any]]:
 
 
 def _command(files: Path, out: Path) -> list[str]:
-    """Give what `make demo` runs."""
+    """Give the arguments of `make demo`."""
     given = {
         "image": _ROOT / "workflows" / "inputs" / "tiny_portrait.png",
         "audio": _ROOT / "workflows" / "inputs" / "tiny_voice.wav",

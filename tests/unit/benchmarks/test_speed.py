@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from comfyui_multitalk.dev.benchmarks.speed.e2e import shares
 from comfyui_multitalk.dev.benchmarks.speed.flops import Rates, floor_seconds, forward_flops
 from comfyui_multitalk.dev.benchmarks.speed.measure import Spread
 from comfyui_multitalk.dev.benchmarks.speed.packing import random_packed
-from comfyui_multitalk.dev.benchmarks.speed.report import Column, Report, Table
+from comfyui_multitalk.dev.benchmarks.speed.report import Column, Table, write
 from comfyui_multitalk.dev.benchmarks.speed.scales import SCALES
 from comfyui_multitalk.dev.benchmarks.speed.weights import random_model, weight_type
 from comfyui_multitalk.dev.tiny.wan import is_audio
@@ -99,13 +100,17 @@ def test_table_shows_median_and_spread_in_the_unit_of_its_heading() -> None:
     ]
 
 
-def test_report_is_written_after_every_row(tmp_path: Path) -> None:
-    report = Report(machine={"device": "none"}, scale="tiny", path=tmp_path / "speed")
-    table = Table("t", "a title", (Column("a", "a"),), changed=report.write)
-    report.tables.append(table)
-    table.add(a=1.5)
-    assert "| 1.500 |" in (tmp_path / "speed.md").read_text(encoding="utf-8")
-    assert '"a": 1.5' in (tmp_path / "speed.json").read_text(encoding="utf-8")
+def test_tables_are_written_as_json_and_markdown(tmp_path: Path) -> None:
+    table = Table("t", "a title", (Column("a", "a"),))
+    table.add(a=1.5, s=Spread(0.2, 0.1, 0.3, 3))
+    write(tmp_path / "speed", {"device": "none", "cuda": None}, "tiny", [table])
+    page = (tmp_path / "speed.md").read_text(encoding="utf-8")
+    assert page.startswith("# tiny\n\nRandom weights. device none.\n\n## t: a title\n")
+    assert "| 1.500 |" in page
+    report = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    assert report["tables"]["t"]["rows"] == [
+        {"a": 1.5, "s": {"median": 0.2, "least": 0.1, "most": 0.3, "repeats": 3}}
+    ]
 
 
 def test_decodings_and_transfers_of_a_layer_are_counted() -> None:
