@@ -28,7 +28,7 @@ _CORE_EXTRAS = {
     "files.sizes": {"safetensors"},
 }
 # Low to high; a module may import its own level and those below.
-_CORE_LEVELS = (
+CORE_LEVELS = (
     {"errors", "config", "geometry", "method.segments"},
     {"protocols"},
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
@@ -41,7 +41,7 @@ _CORE_LEVELS = (
     {"method.conditioning", "method.step_cache", "method.sampler"},
     {"engine"},
 )
-_LEVEL = {name: level for level, names in enumerate(_CORE_LEVELS) for name in names}
+_LEVEL = {name: level for level, names in enumerate(CORE_LEVELS) for name in names}
 _CORE_ROOMS = frozenset({"model", "method", "inputs", "files"})
 
 
