@@ -31,7 +31,7 @@ _PREVIEW_COLOURS = 255
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the strip and, if asked for, the preview; returns the exit code."""
+    """Draw the strip and, if asked for, the preview; return the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if len(words) not in (2, 3):
         sys.stderr.write("usage: demo_strip VIDEO STRIP.png [PREVIEW.gif]\n")

@@ -44,7 +44,7 @@ MODES: dict[str, dict[str, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class CountedModel(SegmentModel):
-    """A segment's model that notes each pass it runs."""
+    """A segment's model that counts the passes it runs."""
 
     ran: list[Pass]
 

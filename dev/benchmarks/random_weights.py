@@ -45,7 +45,7 @@ _STD = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """Of all models; the head counts go into the files."""
+    """Sizes of all models; the head counts go into the files."""
 
     transformer: ModelConfig
     vae_dim: int
@@ -125,7 +125,7 @@ def write_files(folder: Path, sizes: Sizes, *, seed: int) -> TinySet:
 
 
 class RandomPool:
-    """Normal numbers and random bytes, cut from one supply at random places."""
+    """Normal numbers and random bytes, cut from one pool at random offsets."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -168,7 +168,7 @@ class RandomPool:
         write_safetensors(path, plan, _chain(drawn, extra.values()), metadata=metadata)
 
     def _cut(self, supply: Tensor, count: int) -> Tensor:
-        """Give `count` rows of the supply from a random place on, in memory of their own."""
+        """Copy `count` rows of the pool from a random offset."""
         start = int(torch.randint(len(supply), (), generator=self._generator))
         parts = [supply[start : start + count]]
         while (missing := count - sum(map(len, parts))) > 0:
@@ -183,7 +183,7 @@ def write_safetensors(
     *,
     metadata: Mapping[str, str],
 ) -> None:
-    """Write tensors in the order of the plan; `safetensors` itself wants all of them at once."""
+    """Write tensors one after another; `safetensors` itself needs all of them at once."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     stop = 0
     for name, (dtype, shape) in plan.items():

@@ -79,7 +79,7 @@ def timed_parts() -> Iterator[dict[str, Part]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is returned, its report written to the file named first."""
+    """Run the command, write its report to the first argument, return its exit code."""
     out, *command = sys.argv[1:] if arguments is None else arguments
     said = io.StringIO()
     began = time.perf_counter()

@@ -55,9 +55,9 @@ class System:
     """A set of weights, ready to generate.
 
     Attributes:
-        device: Where it computes.
-        dtype: What it computes in.
-        transformer: May be exchanged for one that is broken on purpose.
+        device: Device that computes.
+        dtype: Type that it computes in.
+        transformer: The transformer; may be replaced by a deliberately broken one.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class System:
             models: Folder of the set.
             device: Where to compute.
             dtype: Type to compute in.
-            base: Another file in place of the set's base.
+            base: File to use instead of the set's base.
         """
         self._set = TrainedSet(models)
         self.device = torch.device(device)
@@ -118,11 +118,11 @@ class System:
             voices: One per speaker.
             num_frames: Length of the video.
             places: Place of each speaker in the picture; `None` leaves it to the default masks.
-            prompt: Another prompt than the scene's own.
-            negative_prompt: Needed by a text guidance other than 1.
-            config: How to sample.
-            seed: Of the noise.
-            solver: How noise becomes latents.
+            prompt: Prompt to use instead of the scene's.
+            negative_prompt: Needed if the text guidance is not 1.
+            config: Settings of the sampler.
+            seed: Seed of the noise.
+            solver: Turns noise into latents.
 
         Returns:
             Frames `(3, T, H, W)` in [0, 1].
@@ -162,7 +162,7 @@ class System:
 
 
 class Broken(nn.Module):
-    """A transformer that is broken on purpose, to see that a measure notices."""
+    """A deliberately broken transformer, to see that a measure detects it."""
 
     def __init__(self, model: MultiTalkModel) -> None:
         super().__init__()
@@ -174,12 +174,12 @@ class Broken(nn.Module):
 
 
 class EqualLabels(Broken):
-    """Gives every video token the label of the background, so that L-RoPE tells nobody apart."""
+    """Gives every video token the background's label, so that L-RoPE tells nobody apart."""
 
     def forward(
         self, latents: Tensor, timestep: Tensor, *, token_masks: Tensor | None, **others: Tensor
     ) -> Tensor:
-        """Predict the velocity with masks in which nobody speaks."""
+        """Predict the velocity with masks of background only."""
         if token_masks is not None:
             token_masks = torch.zeros_like(token_masks)
             token_masks[..., -1, :] = 1
@@ -188,7 +188,7 @@ class EqualLabels(Broken):
 
 
 class Deaf(Broken):
-    """Leaves out what the voices add."""
+    """Leaves out the audio layers' part."""
 
     def forward(
         self, latents: Tensor, timestep: Tensor, *, audio: Tensor | None, **others: Tensor
@@ -199,7 +199,7 @@ class Deaf(Broken):
 
 
 class Rewritten:
-    """The base of a set in another type, in a file that goes away with the `with` block."""
+    """The base of a set in another type, in a file that exists inside the `with` block."""
 
     def __init__(self, models: Path, type: str) -> None:
         """Choose the set and the type: `bf16`, or one that `tools.convert` writes."""

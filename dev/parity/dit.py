@@ -166,7 +166,7 @@ def upstream_map(q: Tensor, k: Tensor, *, token_masks: Tensor) -> Tensor:
 
 
 def known_row(group: str, ours: Tensor, theirs: Tensor, *, tolerance: float) -> Row:
-    """Compare where upstream's values are numbers; without any there is nothing to hold to."""
+    """Compare where upstream's values are numbers; there is nothing to compare if all are NaN."""
     known = ~theirs.isnan()
     if known.all() or ours.shape != theirs.shape:
         return row(group, ours, theirs, tolerance=tolerance)
@@ -176,7 +176,7 @@ def known_row(group: str, ours: Tensor, theirs: Tensor, *, tolerance: float) -> 
 
 
 def departure(group: str, ours: Tensor, theirs: Tensor, *, note: str) -> Row:
-    """Say how far a deliberate departure leads from upstream, where that gives numbers."""
+    """Say how much a deliberate departure changes upstream's result, where that is not NaN."""
     known = ~theirs.isnan()
     error = largest_error(ours[known], theirs[known]) if known.any() else float("inf")
     return Row(group, error, float("inf"), note)
@@ -219,7 +219,7 @@ def _keep(
 
 
 def _first_norm(block: Block, args: tuple[Tensor, ...], *, values: Values, name: str) -> None:
-    """Record the first norm of a block before its modulation, which the model does in one."""
+    """Record a block's first norm before its modulation; the model computes both at once."""
     x = args[0]
     values[name] = normalize(
         x, gain=torch.ones(x.shape[-1]), shift=torch.zeros(x.shape[-1]), eps=block.eps
@@ -237,7 +237,7 @@ def _look(
     masks: Tensor,
     make_map: Callable[..., Tensor],
 ) -> SelfAttended:
-    """Record the turned heads and the reference map, and put that map in if one is used."""
+    """Record the rotated heads and the reference map, and use the given map if there is one."""
     block = name.removesuffix(".self_attn")
     normed = kwargs["norm"](*args)
     heads = module.project(normed, rotation=kwargs["rotation"])

@@ -37,7 +37,7 @@ _OK, _FAILED, _UNREADABLE = 0, 1, 2
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compare each file; the worst outcome is the exit status."""
+    """Compare each file; return the worst outcome as exit status."""
     if not arguments:
         print("usage: scripts/parity FILE...", file=sys.stderr)
         return _UNREADABLE

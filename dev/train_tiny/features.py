@@ -86,7 +86,7 @@ def load_features(path: Path) -> dict[str, VoiceFeatures]:
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """Take no option beyond those of every stage."""
+    """Add no option to those of every stage."""
 
 
 def run(arguments: argparse.Namespace) -> None:

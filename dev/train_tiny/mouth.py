@@ -42,7 +42,7 @@ def opening(frames: Tensor, box: Tensor) -> Tensor:
 
 
 def correlation(one: Tensor, other: Tensor) -> float:
-    """Pearson's correlation of two curves `(T,)`; 0 where one of them does not move."""
+    """Pearson's correlation of two curves `(T,)`; 0 if one of them is constant."""
     one, other = one.double() - one.double().mean(), other.double() - other.double().mean()
     scale = one.norm() * other.norm()
     return float(one @ other / scale) if scale > 1e-9 else 0.0

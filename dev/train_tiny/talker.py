@@ -51,12 +51,12 @@ class Plan:
     """How long and how fast to learn.
 
     Attributes:
-        minutes: After which to stop; the rate falls to zero towards the end.
-        steps: Steps at most.
-        first_step: Steps done before; nothing drawn for them is drawn again.
+        minutes: Time limit; the learning rate falls to zero towards its end.
+        steps: Most steps.
+        first_step: Steps done before; random draws go on after theirs.
         batch: Clips of one person in a step; of two people three quarters of it.
-        learning_rate: The highest.
-        ema: How much of the average of weights stays in each step.
+        learning_rate: Highest learning rate.
+        ema: Share of the running average of weights that each step keeps.
     """
 
     minutes: float
@@ -68,14 +68,14 @@ class Plan:
 
 
 class Draw(NamedTuple):
-    """What is drawn at random for a step: noise like the latents, and a level for each clip."""
+    """Random input of a step: noise in the latents' shape, and a noise level for each clip."""
 
     noise: Tensor
     level: Tensor
 
 
 def build(config: ModelConfig, *, text_len: int) -> MultiTalkModel:
-    """Build the model as it is trained: prompts of `text_len` rows stand for those of 512."""
+    """Build the model for training, with prompts of `text_len` rows instead of 512."""
     model = MultiTalkModel(replace(config, text_len=text_len))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and name.startswith("blocks."):
@@ -97,7 +97,7 @@ def draw_noise(latents: Tensor, *, generator: torch.Generator) -> Draw:
 def audio_tokens(model: MultiTalkModel, windows: Tensor, *, silence: bool) -> Tensor:
     """Turn windows `(B, S, T, 5, layers, channels)` into tokens `(B, F, S * n, token_dim)`.
 
-    With `silence` they are those of one stream of zeros, whatever was said.
+    With `silence` they are the tokens of one stream of zeros, whatever the windows hold.
     """
     heard = torch.zeros_like(windows[:, :1]) if silence else windows
     tokens: Tensor = model.audio_proj(heard.flatten(0, 1))
@@ -114,7 +114,7 @@ def loss_of(
         model: With or without audio layers.
         batch: Clips.
         draw: Noise and levels for them.
-        silence: Whether all are told silence; `None` leaves the audio layers out.
+        silence: Whether all clips get silence; `None` leaves the audio layers out.
     """
     level = draw.level.view(-1, 1, 1, 1, 1)
     noisy = torch.lerp(batch.latents, draw.noise, level)
@@ -138,7 +138,7 @@ def loss_of(
 
 
 class Average:
-    """The running average of the weights that learn."""
+    """The running average of the trained weights."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], *, keep: float) -> None:
         self._parameters = parameters
@@ -148,7 +148,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights of now; the first steps are forgotten faster."""
+        """Add the current weights; early steps lose their share faster."""
         self.num_steps += 1
         keep = min(self._keep, (1 + self.num_steps) / (10 + self.num_steps))
         names = list(self._parameters)
@@ -160,7 +160,7 @@ class Average:
 
 
 def train(model: MultiTalkModel, cache: Cache, plan: Plan, *, device: torch.device) -> Average:
-    """Train the parameters that need gradients; gives their average."""
+    """Train the parameters that need gradients; return their running average."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     average = Average(parameters, keep=plan.ema)
     optimiser = torch.optim.AdamW(
@@ -207,7 +207,7 @@ def _step(
     device: torch.device,
     hears: bool,
 ) -> tuple[Tensor, Tensor, bool | None]:
-    """Give the losses of one step, and what was heard in it; people come in turn."""
+    """Give the losses of one step, and its audio; clips of one and two people alternate."""
     people = 1 + step % 2
     generator = torch.Generator().manual_seed(SEED + 1000 * step)
     batch = cache.draw(
@@ -225,7 +225,7 @@ def _step(
 
 
 def _clock(plan: Plan) -> Iterator[tuple[int, float]]:
-    """Count steps until time or steps are over, each with the part that is done."""
+    """Count steps until the limit of time or steps, each with the share that is done."""
     began = time.monotonic()
     for step in range(plan.steps):
         progress = max(step / plan.steps, (time.monotonic() - began) / (60 * plan.minutes))
@@ -238,7 +238,7 @@ def load_base(folder: Path) -> dict[str, Tensor]:
     """Read the base of a training folder, float32, rounded as it ships.
 
     Raises:
-        FileNotFoundError: If it was not trained yet.
+        FileNotFoundError: If it has not been trained yet.
     """
     return unpack(load_file(folder / "base.safetensors"))
 
@@ -247,7 +247,7 @@ def load_adapter(folder: Path) -> dict[str, Tensor]:
     """Read the audio layers of a training folder, float32.
 
     Raises:
-        FileNotFoundError: If they were not trained yet.
+        FileNotFoundError: If they have not been trained yet.
     """
     return unpack(load_file(folder / "adapter.safetensors"))
 

@@ -49,7 +49,7 @@ def timed(
 
     Args:
         call: The call to time.
-        device: Where it computes. On a card events take the times, so the calls follow each
+        device: Device that computes. On a card events take the times, so the calls follow each
             other without a gap.
         seconds: How long to repeat the call; at least `least` and at most `most` times.
         least: Fewest calls.
