@@ -156,7 +156,7 @@ def token_masks(masks: Tensor) -> Tensor:
 def upstream_map(q: Tensor, k: Tensor, *, token_masks: Tensor) -> Tensor:
     """Give upstream's reference map: of an even number of heads, NaN for a region without tokens.
 
-    A single head is the odd one left out, which leaves NaN everywhere.
+    With a single head it drops that one, which leaves NaN everywhere.
     """
     even = q.shape[2] // 2 * 2
     used = slice(max(1, even))

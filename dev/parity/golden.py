@@ -81,7 +81,7 @@ class GoldenFile:
 
 
 def largest_error(ours: Tensor, theirs: Tensor) -> float:
-    """Give the largest absolute difference; infinite for another shape, NaN where either is NaN."""
+    """Give the largest absolute difference: infinite for other shapes, NaN if either holds NaN."""
     if ours.shape != theirs.shape:
         return float("inf")
     if not theirs.numel():

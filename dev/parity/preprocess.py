@@ -54,7 +54,7 @@ def _crops(file: GoldenFile) -> list[Row]:
 
 
 def _colors(file: GoldenFile) -> list[Row]:
-    """Compare colour correction, apart for frames whose result is rounding noise upstream."""
+    """Compare colour correction; frames of rounding noise get their own row."""
     rows = []
     for strength in _cases(file, r"color\.out\.(.+)"):
         frames, theirs = file.get("color.in"), file.get(f"color.out.{strength}")

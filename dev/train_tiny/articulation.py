@@ -36,8 +36,8 @@ def articulation(waveform: NDArray[np.floating], num_frames: int) -> NDArray[np.
     """Give the mouth's opening and width for every video frame.
 
     Args:
-        waveform: Sound `(N,)` at 16 kHz, brought to -23 LUFS as `multitalk_core.audio` does.
-        num_frames: Rows wanted; there is silence before the sound's beginning and after its end.
+        waveform: Sound `(N,)` at 16 kHz and -23 LUFS, as from `multitalk_core.inputs.voices`.
+        num_frames: Rows of the result; before and after the sound there is silence.
 
     Returns:
         `(num_frames, 2)`: opening in [0, 1], 0 in silence; width in [-1, 1] from rounded to spread,
@@ -78,7 +78,7 @@ def _readings(
 
 
 def _smooth(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Run a bell over a curve of one value every 10 ms; beyond its ends there is silence."""
+    """Smooth a curve of one value every 10 ms with a bell; beyond its ends there is silence."""
     deviation = _SMOOTHING * SAMPLE_RATE / _HOP
     bell = np.exp(-0.5 * (np.arange(-_REACH, _REACH + 1) / deviation) ** 2)
     padded = np.pad(curve, _REACH)

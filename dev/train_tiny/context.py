@@ -18,7 +18,7 @@ from ...multitalk_core.model.hooks import Hooks
 
 
 def repeat_padding(*, times: int) -> Hooks:
-    """Let every block attend to the last text token as if it stood there `times` times."""
+    """Let every block attend to the last text token as if it occurred `times` times."""
     return Hooks(attends=Attends(text=functools.partial(_attend, bonus=math.log(times))))
 
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train for `arguments.minutes`; `vae/vae.safetensors` of `arguments.out` is replaced."""
+    """Train for `arguments.minutes` and replace `vae/vae.safetensors` of `arguments.out`."""
     device = torch.device(arguments.device)
     torch.manual_seed(SEED)
     path = arguments.out / "vae" / "vae.safetensors"
@@ -104,7 +104,7 @@ def _loss(model: TinyVAE, *, step: int, count: int, is_crop: bool, device: torch
 
 @torch.no_grad()
 def _publish(model: TinyVAE, trained: list[Tensor], average: list[Tensor], path: Path) -> None:
-    """Write the averaged weights, fp16; the encoder's are as they were read."""
+    """Write the averaged weights, fp16; the encoder's are unchanged."""
     for parameter, value in zip(trained, average, strict=True):
         parameter.copy_(value)
     named = dict(model.named_parameters())

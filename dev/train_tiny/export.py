@@ -29,11 +29,11 @@ VOICE_SECONDS = 24
 
 
 def export(training: Path, models: Path) -> TrainedSet:
-    """Write the set; each file appears whole or not at all.
+    """Write the set; each file is written atomically.
 
     Args:
         training: Folder of all training stages.
-        models: Where to; files of the same names are replaced.
+        models: Target folder; files of the same names are replaced.
 
     Raises:
         FileNotFoundError: If a stage has no result yet.
@@ -69,6 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the set and say what it weighs."""
+    """Write the set and print the sizes of its files."""
     for file in export(arguments.out, arguments.models).files:
         sys.stdout.write(f"{file.stat().st_size:>10,} bytes  {file.name}\n")

@@ -23,7 +23,7 @@ _BLINKS_PER_SECOND = 0.3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Motion:
-    """How S people in each of B clips of T frames move.
+    """The motion of S people in each of B clips of T frames.
 
     Attributes:
         articulation: Opening in [0, 1] and width in [-1, 1] of each mouth, `(B, S, T, 2)`.

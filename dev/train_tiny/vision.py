@@ -149,4 +149,4 @@ def run(arguments: argparse.Namespace) -> None:
     model = train(steps=arguments.steps)
     save_weights(TinySet(arguments.out).clip_vision, model.state_dict(), num_heads=NUM_HEADS)
     for name, share in probe(model).items():
-        sys.stdout.write(f"{name}: {share:.3f} of the variance is told of unseen people\n")
+        sys.stdout.write(f"{name}: {share:.3f} of the variance is predicted for unseen people\n")

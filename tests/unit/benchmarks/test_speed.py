@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from comfyui_multitalk.dev.benchmarks.speed.counting import CountingOps, Transfers, decodings
-from comfyui_multitalk.dev.benchmarks.speed.e2e import shares
+from comfyui_multitalk.dev.benchmarks.speed.e2e import demo_command, shares
 from comfyui_multitalk.dev.benchmarks.speed.flops import Rates, floor_seconds, forward_flops
 from comfyui_multitalk.dev.benchmarks.speed.measure import Spread
 from comfyui_multitalk.dev.benchmarks.speed.packing import random_packed
@@ -18,6 +18,7 @@ from comfyui_multitalk.dev.benchmarks.speed.scales import SCALES
 from comfyui_multitalk.dev.benchmarks.speed.weights import random_model, weight_type
 from comfyui_multitalk.dev.tiny.wan import is_audio
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
+from comfyui_multitalk.standalone.arguments import build_request, parse
 from comfyui_multitalk.tools.convert import choose_type
 from comfyui_multitalk.wan_gguf_loader.dequant import PACKED_TYPES, dequantize
 
@@ -135,3 +136,10 @@ def test_shares_flag_only_slow_operations_that_are_no_products() -> None:
         ("aten::mul", "yes"),
         ("aten::copy_", "yes"),
     ]
+
+
+def test_profiled_command_is_the_demo(tmp_path: Path) -> None:
+    request = build_request(parse(demo_command(tmp_path / "demo.mp4")))
+    assert request.output == tmp_path / "demo.mp4"
+    assert request.image.is_file()
+    assert request.device == "cpu"
