@@ -1,8 +1,8 @@
-"""Shows that the lips of the demo follow its sound: frames over waveform and mouth opening.
+"""Shows that the demo's lips follow its voice: frames over the waveform and the mouth's opening.
 
     python -m comfyui_multitalk.dev.demo_strip output/demo.mp4 output/demo.png [docs/demo.gif]
 
-A second picture, a GIF, is the video itself, made small.
+The third argument is the video as a small GIF.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PREVIEW_COLOURS = 255
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the strip and, if asked for, the preview; returns the exit code."""
+    """Draw the strip and, if asked for, the preview; return the exit code."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if len(words) not in (2, 3):
         sys.stderr.write("usage: demo_strip VIDEO STRIP.png [PREVIEW.gif]\n")

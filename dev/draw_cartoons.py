@@ -1,7 +1,7 @@
 """Draws the photos for the tiny set: python -m comfyui_multitalk.dev.draw_cartoons [FOLDER].
 
-The tiny set knows no other people than those of `dev/train_tiny`; these two pictures are drawn by
-the same code, from seeds that no training used.
+The tiny set knows only the people of `dev/train_tiny`. The same code draws these two pictures, from
+seeds that were not used in training.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Cartoon(NamedTuple):
     """One picture.
 
     Attributes:
-        name: Of its file.
+        name: Name of its file.
         people: How many it shows.
-        seed: Of their looks.
+        seed: Seed of their looks.
         size: Height and width in pixels.
     """
 
@@ -38,11 +38,11 @@ class Cartoon(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        """What it shows."""
+        """Prompt that describes it."""
         return prompt(self.look()[0], 0)
 
     def draw(self) -> Image.Image:
-        """Paint it, mouths shut."""
+        """Paint it with closed mouths."""
         picture = render(*self.look(), size=self.size)[0, :, 0]
         pixels = ((picture + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0)
         return Image.fromarray(pixels.numpy())
@@ -52,7 +52,7 @@ class Cartoon(NamedTuple):
         return boxes(*self.look(), size=size).mouths[0, :, 0]
 
     def look(self) -> tuple[Faces, Motion]:
-        """Give its people, and one frame in which they keep still."""
+        """Give its people, and one frame without motion."""
         generator = torch.Generator().manual_seed(self.seed + self.people)
         still = Motion(
             articulation=torch.zeros(1, self.people, 1, 2),
@@ -67,7 +67,7 @@ PAIR = Cartoon("tiny_pair.png", 2, 700_003, (256, 384))
 
 
 def main() -> int:
-    """Write the pictures and say what they show; returns the exit code."""
+    """Write the pictures and print their prompts; return the exit code."""
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_FOLDER
     for cartoon in (PORTRAIT, PAIR):
         cartoon.draw().save(folder / cartoon.name, optimize=True)

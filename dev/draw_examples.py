@@ -1,4 +1,4 @@
-"""Draws the pictures of `examples/`: python -m comfyui_multitalk.dev.draw_examples [FOLDER].
+"""Draws the pictures of `workflows/inputs`: python -m comfyui_multitalk.dev.draw_examples [FOLDER].
 
 Flat shapes at four times the size, then scaled down. Lengths are in units of the head's width,
 from the middle of the face, y down.

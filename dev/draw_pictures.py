@@ -1,7 +1,7 @@
 """Draws thumbnails and icon: python -m comfyui_multitalk.dev.draw_pictures
 
-A thumbnail is the workflow's photo over the sound of its voices, one colour per speaker. ComfyUI
-looks for it beside the workflow, as `.jpg`.
+A thumbnail shows the workflow's photo over the waveforms of its voices, one colour per speaker.
+ComfyUI looks for it beside the workflow, as `.jpg`.
 """
 
 from __future__ import annotations

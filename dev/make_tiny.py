@@ -1,10 +1,9 @@
-"""Makes the tiny set: every weights file of the method at toy size, in its real format, untrained.
+"""Makes the untrained tiny set: every weights file of the method, tiny, in its released format.
 
     python -m comfyui_multitalk.dev.make_tiny [FOLDER]     # .cache/tiny
 
-The whole path runs on it in seconds on a CPU; what it draws is noise, for nothing here has seen a
-face. Names, layouts and file formats are those of the released files. The same code gives the same
-bytes.
+The whole path runs on it in seconds on a CPU; its videos are noise, since nothing was trained.
+Names, layouts and file formats are those of the released files. The same code gives the same bytes.
 """
 
 from __future__ import annotations
@@ -13,26 +12,25 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
 
 from ..tools.convert import convert
 from .tiny import encoders, vae, wan
 from .tiny.files import TinySet
+from .tiny.save import save_weights
 
 SEED = 2025
 DEFAULT_FOLDER = Path(__file__).resolve().parents[1] / ".cache" / "tiny"
 
 
 def make_tiny(folder: Path) -> TinySet:
-    """Write the tiny set; each file appears whole or not at all.
+    """Write the tiny set; each file is written atomically.
 
     Args:
-        folder: Where to; made if it is not there, files of the same names are replaced.
+        folder: Target folder; it is created if missing, and files of the same names are replaced.
 
     Returns:
         The set.
@@ -50,34 +48,19 @@ def make_tiny(folder: Path) -> TinySet:
 def _write(files: TinySet) -> None:
     base, adapter = wan.base_and_adapter(seed=SEED)
     full = files.folder / "base.safetensors"
-    _save(full, base, dtype=torch.float32)
+    save_weights(full, base, dtype=torch.float32)
     convert(full, files.base, type="Q4_K_M", num_heads=wan.CONFIG.num_heads)
-    heads = {"num_heads": str(encoders.NUM_HEADS)}
-    _save(files.adapter, adapter, dtype=torch.bfloat16)
-    _save(files.lora, wan.lora(base, seed=SEED), dtype=torch.bfloat16)
-    _save(files.vae, vae.vae(seed=SEED), dtype=torch.bfloat16)
-    _save(files.wav2vec2, encoders.wav2vec2(seed=SEED), dtype=torch.float16, metadata=heads)
-    _save(files.text_encoder, encoders.umt5(seed=SEED), dtype=torch.float16, metadata=heads)
-    _save(files.clip_vision, encoders.clip_vision(seed=SEED), dtype=torch.float16, metadata=heads)
-
-
-def _save(
-    path: Path,
-    weights: Mapping[str, Tensor],
-    *,
-    dtype: torch.dtype,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    stored = {
-        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
-        for name, value in sorted(weights.items())
-    }
-    # One key only: safetensors writes several in an order that changes from run to run.
-    save_file(stored, path, metadata=dict(metadata or {"format": "pt"}))
+    heads = encoders.NUM_HEADS
+    save_weights(files.adapter, adapter, dtype=torch.bfloat16)
+    save_weights(files.lora, wan.lora(base, seed=SEED), dtype=torch.bfloat16)
+    save_weights(files.vae, vae.vae(seed=SEED), dtype=torch.bfloat16)
+    save_weights(files.wav2vec2, encoders.wav2vec2(seed=SEED), num_heads=heads)
+    save_weights(files.text_encoder, encoders.umt5(seed=SEED), num_heads=heads)
+    save_weights(files.clip_vision, encoders.clip_vision(seed=SEED), num_heads=heads)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit code."""
+    """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="make_tiny", description="Write the tiny set of weights")
     parser.add_argument("folder", nargs="?", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--if-missing", action="store_true", help="leave a complete set alone")

@@ -42,7 +42,7 @@ _SCALE_MARKS = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", 
 
 
 class _Planned(NamedTuple):
-    """One tensor of the input and what becomes of it."""
+    """One tensor of the input and its output type."""
 
     file: WeightsFile
     entry: Entry
@@ -72,10 +72,10 @@ def convert(
 
     Args:
         inputs: One safetensors file, or the parts of a split one.
-        output: GGUF file to write; appears only when it is whole.
+        output: GGUF file, written atomically.
         type: One of `FILE_TYPES`.
-        num_heads: Attention heads, needed when they are not of 128 channels and the metadata of
-            the input does not tell (`num_heads`, or `model.num_heads` in its JSON `config`).
+        num_heads: Attention heads, needed if they do not have 128 channels and the metadata of
+            the input does not say so (`num_heads`, or `model.num_heads` in its JSON `config`).
         fold_patch_embedding: Write the patch embedding 4-D, outputs times inputs first, as some
             other tools do.
 
@@ -178,7 +178,7 @@ def _metadata(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns its exit code."""
+    """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="convert", description="Wan safetensors to GGUF")
     parser.add_argument("input", nargs="+", type=Path, help="safetensors file, or all its parts")
     parser.add_argument("output", type=Path, help="GGUF file to write")

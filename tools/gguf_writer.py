@@ -32,13 +32,13 @@ class Entry(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor in the file, without padding."""
+        """Give the tensor's bytes in the file, without padding."""
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[self.type]]
         return int(prod(self.shape) // block * block_bytes)
 
 
 class Layout(NamedTuple):
-    """Where everything goes."""
+    """Offsets of a file's parts."""
 
     header: bytes
     """Everything before the data, padded to its start."""
@@ -49,14 +49,14 @@ class Layout(NamedTuple):
 
 
 def layout(entries: Sequence[Entry], *, metadata: Mapping[str, str | int]) -> Layout:
-    """Lay a file out.
+    """Compute the layout of a file.
 
     Args:
         entries: The tensors, in file order.
         metadata: Keys to strings or unsigned 32-bit numbers.
 
     Returns:
-        The header and the place of every tensor.
+        The header and the offset of every tensor.
     """
     parts = [struct.pack("<4sIQQ", b"GGUF", 3, len(entries), len(metadata))]
     for key, value in metadata.items():
@@ -85,7 +85,7 @@ def write_gguf(
     *,
     metadata: Mapping[str, str | int],
 ) -> None:
-    """Write a file beside its place and rename it there when it is whole.
+    """Write a file atomically: under a temporary name, then renamed.
 
     Args:
         path: The file; an existing one is replaced.
@@ -95,8 +95,8 @@ def write_gguf(
         metadata: Keys to strings or unsigned 32-bit numbers.
 
     Raises:
-        ValueError: If a payload has not the bytes its entry declares.
-        OSError: If the disk refuses; nothing is left behind.
+        ValueError: If a payload's size differs from its entry's.
+        OSError: If writing fails; the temporary file is deleted.
     """
     plan = layout(entries, metadata=metadata)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -38,7 +38,7 @@ def quantize(weight: Tensor, type: str) -> Tensor:
         Packed rows, uint8 `(rows, row_bytes)`, on the CPU.
 
     Raises:
-        ValueError: If the type is another one, the rows do not divide into its blocks, or a
+        ValueError: If the type is not one of these, the rows do not divide into its blocks, or a
             weight is not finite or beyond float16.
     """
     if type not in (*_BY_GGUF, *_SEARCHED):
@@ -161,7 +161,7 @@ def _to_half(values: Tensor) -> Tensor:
 
 
 def _reciprocal(values: Tensor) -> Tensor:
-    """1 / values, and 0 where that has no float32 value: an empty block quantises to zeros."""
+    """Give 1 / values, or 0 if float32 cannot hold it: an empty block quantises to zeros."""
     inverse = values.reciprocal()
     return torch.where(torch.isfinite(inverse), inverse, 0.0)
 

@@ -1,12 +1,12 @@
 """A 14B MODEL in ComfyUI: `python -m comfyui_multitalk.dev.benchmarks.comfy_smoke COMFYUI`.
 
-Writes weights of the released sizes with random content (17 GB, into TMPDIR), then runs the
-workflow of one speaker in a ComfyUI server, one segment of 81 frames at 480p, under each memory
-management: all on the card, no more than `--low-gb` of it, and ComfyUI's dynamic VRAM. Reports the
-time of a step, how long an interrupt takes (half a second at most), what is left on the card after
-`/free` (2 % of the peak at most), and what the server says of its loading; the report is written
-anew after each. `--precision exact int8` does so in both. `--scale small --device cpu` tries the
-script itself in a minute.
+Writes weights of the released sizes with random content (17 GB, into TMPDIR). Then runs the
+one-speaker workflow in a ComfyUI server, one segment of 81 frames at 480p, under each memory
+management: everything on the card, at most `--low-gb` of it, and ComfyUI's dynamic VRAM. Reports
+the time of a step, the delay of an interrupt (half a second at most), the memory left on the card
+after `/free` (2 % of the peak at most), and the server's log lines about loading. The report is
+rewritten after each. `--precision exact int8` runs all of it in both. `--scale small --device cpu`
+tries the script itself in a minute.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LOADING = re.compile(
 
 
 class Run(TypedDict):
-    """What one memory management gave."""
+    """The figures of one memory management."""
 
     figures: dict[str, float]
     loading: list[str]
@@ -97,7 +97,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def _run(server: Server, *, full: bool, precision: str) -> Run:
-    """Start a server and measure; a failure leaves the figures there are until then."""
+    """Start a server and measure; after a failure keep the figures measured so far."""
     run: Run = {"figures": {}, "loading": [], "failure": ""}
     try:
         began = time.perf_counter()
@@ -137,7 +137,7 @@ def _measure(server: Server, figures: dict[str, float], *, full: bool, precision
 def _graph(
     server: Server, *, full: bool, precision: str, steps: int, **guidance: float
 ) -> graphs.Graph:
-    """Give the workflow of one speaker, of one segment; its guidance says how many passes."""
+    """Give the one-speaker workflow for one segment; the guidance decides the number of passes."""
     frames = _FRAMES if full else 33
     voice = server.base / "input" / "voice_of_a_segment.wav"
     graphs.write_tone(voice, seconds=frames / _FPS)
@@ -149,7 +149,7 @@ def _graph(
 
 
 def _steps(server: Server, graph: graphs.Graph) -> tuple[float, float]:
-    """Run a graph of two steps; give the seconds to the first and from it to the second."""
+    """Run a graph of two steps; give the seconds of the first step and of the second."""
     listener = Listener(server.url, client="steps")
     began = time.perf_counter()
     prompt = server.submit(graph, client="steps")
@@ -185,7 +185,7 @@ def _interrupt(server: Server, graph: graphs.Graph, *, after: float) -> float:
 
 
 def _progress(listener: Listener, prompt: str) -> Iterator[int]:
-    """Give the sampler's steps as they are done, until the prompt ends in any way."""
+    """Yield the sampler's steps until the prompt ends, in whatever way."""
     ends = {"execution_success", "execution_error", "execution_interrupted"}
     for message in listener.messages():
         data = message.get("data", {})
@@ -198,7 +198,7 @@ def _progress(listener: Listener, prompt: str) -> Iterator[int]:
 
 
 class _Peak:
-    """Watches how much of the card is used while a block runs, in GB."""
+    """Measures the card's memory in use while a block runs, in GB."""
 
     def __init__(self, server: Server) -> None:
         self.used = 0.0
@@ -229,15 +229,15 @@ def _used(server: Server) -> float:
 
 
 def _allocated(server: Server, *, most: bool = False) -> float:
-    """Ask how much PyTorch has allocated on the card, now or at most, in GB."""
+    """Ask how much PyTorch has allocated on the card, now or at the peak, in GB."""
     return float(server.get("/multitalk_tests/memory")["most" if most else "card"]) / _GB
 
 
 class _Card:
-    """The card as the driver sees it: a context of ours would take some of it.
+    """The card as the driver reports it; a CUDA context of our own would use some of its memory.
 
     Attributes:
-        name: What it is called.
+        name: Its name.
         gb: Its memory in GiB.
     """
 
@@ -249,7 +249,7 @@ class _Card:
 
 
 def _arguments(memory: str, card: _Card | None, *, low_gb: float) -> tuple[str, ...]:
-    """Give ComfyUI's arguments for a memory management; without a card there is but one."""
+    """Give ComfyUI's arguments for a memory management; without a card there is only one."""
     if card is None:
         return ("--cpu",)
     if memory == "dynamic":

@@ -1,10 +1,10 @@
-"""What the fast modes cost and save, on the tiny trained set: a Markdown table of ratios.
+"""What the fast modes save and change, on the trained tiny set: a Markdown table of ratios.
 
 python -m comfyui_multitalk.dev.benchmarks.fast_modes [--clips 2] [--steps 20] [--shift 3]
 
-Each row is held against the same clips without fast modes: model passes that ran, how far the
-latents of a segment are off (relative norm), and how well the mouth follows the voice. Passes are
-counted, not timed; on real sizes they are nearly all of the time.
+Each row is compared with the same clips without fast modes: the share of model passes that ran, the
+error of a segment's latents (relative norm), and how well the mouth follows the voice. Passes are
+counted, not timed; at real sizes they take nearly all of the time.
 """
 
 from __future__ import annotations

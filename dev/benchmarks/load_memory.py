@@ -1,8 +1,7 @@
 """Memory of loading a 14B GGUF: `python -m comfyui_multitalk.dev.benchmarks.load_memory`.
 
-Writes a sparse file with the tensors of Wan2.1-I2V-14B (their bytes are zeros and take no disk),
-loads it into GGUF layers and samples the process's anonymous memory (RssAnon) all the while.
-Linux only.
+Writes a sparse file with the tensors of Wan2.1-I2V-14B (zeros, which take no disk space), loads it
+into GGUF layers and meanwhile samples the process's anonymous memory (RssAnon). Linux only.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _SAMPLE_SECONDS = 0.001
 
 
 class Result(NamedTuple):
-    """What a load took."""
+    """Memory and time of a load."""
 
     blocks: int
     type: str
@@ -75,7 +74,7 @@ def wan_shapes(num_blocks: int) -> dict[str, tuple[int, ...]]:
 
 
 def build_model(shapes: dict[str, tuple[int, ...]]) -> nn.Module:
-    """Build a module tree of these parameters on the meta device; matrices are GGUF layers."""
+    """Build a module tree of the parameters on the meta device; matrices become GGUF layers."""
     root = nn.Module()
     for name, shape in shapes.items():
         *path, leaf = name.split(".")
@@ -92,7 +91,7 @@ def build_model(shapes: dict[str, tuple[int, ...]]) -> nn.Module:
 
 
 def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], *, type: str) -> int:
-    """Write a GGUF file of zeros that takes no disk; returns the bytes of its tensors."""
+    """Write a sparse GGUF file of zeros; return the bytes of its tensors."""
     entries = [
         Entry(name, shape, choose_type(name, shape, stored="F32", type=type))
         for name, shape in shapes.items()
@@ -105,7 +104,7 @@ def write_sparse(path: Path, shapes: dict[str, tuple[int, ...]], *, type: str) -
 
 
 def anonymous_bytes() -> int:
-    """Anonymous memory of this process now (file pages and libraries not counted)."""
+    """Give this process's anonymous memory, without file pages and libraries."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
@@ -145,7 +144,7 @@ def measure(folder: Path, *, blocks: int, type: str) -> Result:
 
 
 def main() -> int:
-    """Run the command line; returns its exit code."""
+    """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(prog="load_memory", description="Memory of a GGUF load")
     parser.add_argument("--blocks", type=int, default=40, help="40 is the whole 14B model")
     parser.add_argument("--type", default="Q4_K", help="a type tools/convert.py writes")

@@ -1,8 +1,8 @@
-"""Weights files of any size with random content, written as a stream; for `smoke_14b`.
+"""Weights files of any size with random content, written as a stream, for `smoke_14b`.
 
-Names, shapes and formats are those of the released files. One pool of random numbers is used again
-and again from changing places, so that 14 GB take tens of seconds and little memory; matrices have
-variance 1 / fan-in, so that what passes through them stays of order one.
+Names, shapes and formats are those of the released files. One pool of random numbers is read again
+and again from changing offsets, so that 14 GB take tens of seconds and little memory. Matrices have
+variance 1 / fan-in, so that activations stay of order one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _Q4_K_MIN = 7.5
 _PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _PLAIN.items()} | {torch.uint8: "U8"}
 _STD = {
-    "time_projection.1.weight": 0.02,  # small, so that every gate stays near its own value
+    **wan.STD,
     "decoder.head.2.weight": 0.03,
     "masked_spec_embed": 0.1,
 }
@@ -45,7 +45,7 @@ _STD = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """Of all models; the head counts go into the files."""
+    """Sizes of all models; the head counts go into the files."""
 
     transformer: ModelConfig
     vae_dim: int
@@ -125,7 +125,7 @@ def write_files(folder: Path, sizes: Sizes, *, seed: int) -> TinySet:
 
 
 class RandomPool:
-    """Normal numbers and random bytes, cut from one supply at random places."""
+    """Normal numbers and random bytes, cut from one pool at random offsets."""
 
     def __init__(self, seed: int) -> None:
         self._generator = torch.Generator().manual_seed(seed)
@@ -135,7 +135,7 @@ class RandomPool:
         )
 
     def plain(self, name: str, shape: tuple[int, ...], *, std: Mapping[str, float]) -> Tensor:
-        """Give float32 values by the rule of `tools.tiny.fill`."""
+        """Give float32 values by the rule of `dev.tiny.fill`."""
         mean, deviation = moments(name, shape, std=_STD | dict(std))
         return (self._cut(self._normal, prod(shape)) * deviation + mean).view(shape)
 
@@ -168,7 +168,7 @@ class RandomPool:
         write_safetensors(path, plan, _chain(drawn, extra.values()), metadata=metadata)
 
     def _cut(self, supply: Tensor, count: int) -> Tensor:
-        """Give `count` rows of the supply from a random place on, in memory of their own."""
+        """Copy `count` rows of the pool from a random offset."""
         start = int(torch.randint(len(supply), (), generator=self._generator))
         parts = [supply[start : start + count]]
         while (missing := count - sum(map(len, parts))) > 0:
@@ -183,7 +183,7 @@ def write_safetensors(
     *,
     metadata: Mapping[str, str],
 ) -> None:
-    """Write tensors in the order of the plan; `safetensors` itself wants all of them at once."""
+    """Write tensors one after another; `safetensors` itself needs all of them at once."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     stop = 0
     for name, (dtype, shape) in plan.items():

@@ -1,10 +1,10 @@
 """A run at 14B sizes: `python -m comfyui_multitalk.dev.benchmarks.smoke_14b --out smoke.json`.
 
 Writes weights of the released sizes with random content (17 GB, into TMPDIR), then makes one
-segment, 832x480 and 81 frames, in 2 steps of 3 passes with the `multitalk` command: once with the
-transformer on the card, once with its blocks streamed. Reports times and memory, and checks that
-the video is whole and its latents and frames were finite. Faults of device and dtype surface here;
-what the video shows is noise. `--scale small --device cpu` tries the script itself in seconds.
+segment of 832x480 and 81 frames in 2 steps of 3 passes with the `multitalk` command: once with a
+resident transformer, once with streamed blocks. Reports times and memory, and checks that the video
+is complete and its latents and frames are finite. This finds errors of device and dtype; the video
+shows noise. `--scale small --device cpu` tries the script itself in seconds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FLAT = 1.0
 
 
 class Outcome(NamedTuple):
-    """One run: what it reported, or why it failed."""
+    """One run: its report, or why it failed."""
 
     offload: str
     report: dict[str, Any] | None
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns 1 if a run failed or its video is not whole."""
+    """Run the command line; return 1 if a run failed or its video is incomplete."""
     options = _parse(arguments)
     machine = _machine(options)  # a missing package or card is reported before the long work
     full = options.scale == "full"
@@ -167,7 +167,7 @@ def look(path: Path) -> dict[str, Any]:
 
 
 def _complaint(seen: dict[str, Any], wanted: Size) -> str:
-    """Say what is wrong with a video; nothing if it is whole."""
+    """Say what is wrong with a video, or give an empty text."""
     if (seen["frames"], seen["height"], seen["width"]) != (NUM_FRAMES, *wanted):
         return f"The video is not {wanted.width}x{wanted.height} with {NUM_FRAMES} frames: {seen}"
     if seen["least_spread"] < _FLAT:
@@ -187,7 +187,7 @@ def _machine(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _draw_photo(path: Path, size: Size) -> None:
-    """Draw a picture with large and small forms."""
+    """Draw a picture with large and small shapes."""
     rows, columns = np.mgrid[0 : size.height, 0 : size.width]
     waves = [127 + 100 * np.sin(rows / period + columns / 11) for period in (7, 23, 61)]
     Image.fromarray(np.stack(waves, axis=-1).astype(np.uint8)).save(path)

@@ -1,7 +1,7 @@
-"""One run of the `multitalk` command with its parts timed: `timed_run OUT.json generate ...`.
+"""Times the parts of one run of the `multitalk` command: `timed_run OUT.json generate ...`.
 
-Nothing of the command is changed: hooks that torch offers for all modules note when a model begins
-and ends. On a card each note waits until the work before it is done.
+The command is not changed: torch's hooks for all modules note when a model begins and ends. On a
+card each note waits for the work before it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def timed_parts() -> Iterator[dict[str, Part]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code is returned, its report written to the file named first."""
+    """Run the command, write its report to the first argument, return its exit code."""
     out, *command = sys.argv[1:] if arguments is None else arguments
     said = io.StringIO()
     began = time.perf_counter()

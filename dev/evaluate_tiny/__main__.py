@@ -1,9 +1,9 @@
-"""Measures a trained tiny set: the table of what it must show.
+"""Measures a trained tiny set and compares each figure with its bound.
 
 python -m comfyui_multitalk.dev.evaluate_tiny [--models models/tiny] [--clips 64] [--json FILE]
 
-The files are written anew after every group of rows, so that a run that is ended early leaves what
-it has measured. `--rows two:32 long:16` measures two groups, on 32 and on 16 photos.
+The files are rewritten after every group of rows, so an interrupted run leaves what it has
+measured. `--rows two:32 long:16` measures two groups, on 32 and on 16 photos.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Group(NamedTuple):
 
     Attributes:
         name: Its key in `ROWS`.
-        clips: Photos of each kind, if not as many as for the others.
+        clips: Photos of each kind; `None` takes the common number.
     """
 
     name: str
@@ -51,7 +51,7 @@ def table(rows: Sequence[Row]) -> str:
 def measure(
     system: System, groups: Sequence[Group], *, models: Path, voices: Path, clips: int
 ) -> Iterator[list[Row]]:
-    """Measure groups of rows; after each of them all rows so far."""
+    """Measure groups of rows; after each group yield all rows so far."""
     recordings = load_voices(voices)
     rows: list[Row] = []
     for group in groups:
@@ -72,7 +72,7 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; 1 if a bound is missed."""
+    """Run the command line; return 1 if a bound is missed."""
     parser = argparse.ArgumentParser(prog="evaluate_tiny", description=__doc__)
     models = _REPOSITORY / "models" / "tiny"
     parser.add_argument("--models", type=Path, default=models, help="folder of the set")

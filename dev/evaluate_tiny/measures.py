@@ -1,4 +1,4 @@
-"""What is measured on videos: how a mouth follows a voice, colours, faces, seams. Tensors only."""
+"""Measures of videos: how a mouth follows a voice, colours, faces, seams. Tensors only."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def seam_ratios(video: Tensor, seams: list[int], *, every: int = 1) -> list[floa
     Args:
         video: `(3, T, H, W)`.
         seams: First frames of later segments.
-        every: Of which frames the median is taken: all, or every fourth from frame 1 on, where a
+        every: Frames of which the median is taken: all, or every fourth from frame 1 on, where a
             new latent begins.
     """
     change = video.diff(dim=1).abs().mean(dim=(0, 2, 3))
@@ -72,7 +72,7 @@ def face_signature(picture: Tensor, box: Tensor) -> Tensor:
 
 
 def nearer_than(own: Tensor, photo: Tensor, others: Tensor) -> float:
-    """Give the part of other faces that are farther from a photo than its own later face is.
+    """Give the share of other faces that differ more from a photo than its own later face.
 
     Args:
         own: Signature of the later face, `(3, 12, 12)`.
@@ -84,7 +84,7 @@ def nearer_than(own: Tensor, photo: Tensor, others: Tensor) -> float:
 
 
 def towards(colour: Tensor, *, start: Tensor, goal: Tensor) -> float:
-    """Tell how far a colour has gone from one to another: 0 not at all, 1 all the way.
+    """Tell how far a colour has moved from one to another, from 0 to 1.
 
     All are mean colours `(3,)`.
     """

@@ -1,4 +1,4 @@
-"""The rows of the table: what the tiny set must show, measured on held-out people and voices."""
+"""The rows of the table, each with its bound, measured on held-out people and voices."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Row(NamedTuple):
     Attributes:
         name: What was measured.
         value: The figure.
-        bound: The issue's, as text; empty where there is none.
-        reached: Whether the figure keeps it.
+        bound: The bound as text; empty if there is none.
+        reached: Whether the figure meets it.
         count: Videos or mouths it was measured on.
     """
 
@@ -49,7 +49,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Material:
-    """What is filmed.
+    """Input of the videos.
 
     Attributes:
         models: Folder of the set.
@@ -64,7 +64,7 @@ class Material:
     voices: list[Voice]
 
     def voice(self, number: int) -> Voice:
-        """Give a voice; they begin again after the last."""
+        """Give a voice; after the last comes the first again."""
         return self.voices[number % len(self.voices)]
 
 
@@ -72,17 +72,17 @@ Rows = Callable[[System, Material], list[Row]]
 
 
 def at_least(name: str, value: float, bound: float, count: int) -> Row:
-    """Give the row of a figure with a least value."""
+    """Give the row of a figure with a lower bound."""
     return Row(name, value, f"at least {bound:g}", value >= bound, count)
 
 
 def at_most(name: str, value: float, bound: float, count: int) -> Row:
-    """Give the row of a figure with a greatest value."""
+    """Give the row of a figure with an upper bound."""
     return Row(name, value, f"at most {bound:g}", value <= bound, count)
 
 
 def follow(video: Tensor, mouth: Tensor, voice: Voice, *, start: int = START) -> float:
-    """Give the correlation of a mouth in a video with a voice, from a frame on."""
+    """Give the correlation of a mouth in a video with a voice, starting at a frame."""
     return _agree(opening(video, mouth), voice, start=start)
 
 
@@ -125,7 +125,7 @@ def one_speaker(system: System, material: Material) -> list[Row]:
 
 
 def no_voice(system: System, material: Material) -> list[Row]:
-    """A mouth stays shut in silence, and is not moved where the audio layers count nothing."""
+    """A mouth stays closed in silence, and does not move if the audio strength is 0."""
     silence = Voice(track=torch.zeros(5 * 16000), opening=torch.zeros(125))
     unheard = replace(SAMPLING, audio_strength=0.0)
     deviations, strays = [], []
@@ -151,7 +151,7 @@ class _Pair(NamedTuple):
 def _film_pairs(
     system: System, material: Material, *, places: tuple[int, int] | None = None
 ) -> _Pair:
-    """Film pairs; speaker 1 is expected at the left, or where `places` says."""
+    """Film pairs; speaker 1 is on the left, unless `places` says otherwise."""
     own, cross, alike = [], [], []
     for number, scene in enumerate(material.pairs):
         voices = [material.voice(2 * number), material.voice(2 * number + 1)]
@@ -164,7 +164,7 @@ def _film_pairs(
 
 
 def two_speakers(system: System, material: Material) -> list[Row]:
-    """Each of two mouths follows its own voice; other masks, other mouths."""
+    """Each of two mouths follows its own voice; swapped masks swap the mouths."""
     default = _film_pairs(system, material)
     swapped = _film_pairs(system, material, places=(1, 0))
     count = len(default.own)
@@ -182,7 +182,7 @@ def two_speakers(system: System, material: Material) -> list[Row]:
 
 
 def equal_labels(system: System, material: Material) -> list[Row]:
-    """Without labels the voices are not told apart: L-RoPE does the binding."""
+    """With equal labels voices and people cannot be matched: L-RoPE matches them."""
     whole = system.transformer
     system.transformer = EqualLabels(whole)
     try:
@@ -216,7 +216,7 @@ def painted_wall(system: System, material: Material) -> list[Row]:
 
 
 def long_video(system: System, material: Material) -> list[Row]:
-    """Four segments: seams, colours, the face and the lips hold to the end."""
+    """Four segments: seams, colours, face and lips stay good to the end."""
     others = draw_scenes(_OTHERS, people=1, seed=SEED + 1)
     strangers = torch.stack([_photo_face(other) for other in others])
     seams, latents, drift, first, last, nearer = [], [], [], [], [], []
@@ -246,7 +246,7 @@ def long_video(system: System, material: Material) -> list[Row]:
 
 
 def unmatched_colours(system: System, material: Material) -> list[Row]:
-    """The colour drift of a long video where nothing holds the colours."""
+    """The colour drift of a long video without colour matching."""
     drift = []
     for number, scene in enumerate(material.singles):
         video = system.film(scene, [material.voice(number)], num_frames=LONG_FRAMES, seed=number)

@@ -1,4 +1,4 @@
-"""Held-out scenes: people and voices that no training saw."""
+"""Held-out scenes: people and voices that were not in the training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LEAST_CHANGE = 0.15
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Voice:
-    """One voice, as the model hears it.
+    """One voice, as the model gets it.
 
     Attributes:
         track: 16 kHz, -23 LUFS, `(N,)`.
@@ -45,14 +45,14 @@ class Voice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """A drawn photo and what is known of it.
+    """A drawn photo with its labels.
 
     Attributes:
-        photo: `(H, W, 3)` uint8, mouths shut.
+        photo: `(H, W, 3)` uint8, with closed mouths.
         mouths: Box of each mouth in pixels, from the left, `(S, 4)`.
         faces: Box of each face, likewise.
-        prompt: What it shows.
-        other_wall: The same, but naming another wall.
+        prompt: Prompt that describes it.
+        other_wall: The same prompt with another wall.
         other_colour: Mean colour of that other wall at the top, `(3,)` in [0, 1].
     """
 
@@ -65,7 +65,7 @@ class Scene:
 
 
 def draw_scenes(count: int, *, people: int, seed: int = SEED) -> list[Scene]:
-    """Draw held-out photos with so many people."""
+    """Draw held-out photos with the given number of people."""
     generator = torch.Generator().manual_seed(seed + people)
     faces = sample_faces(count, people=people, generator=generator)
     still = Motion(
@@ -99,7 +99,7 @@ def cut_voices(
         voices: Recordings `(N,)` at 16 kHz by name; those of `TEST_VOICES` are used if any is
             there, else all.
         count: Number of pieces.
-        seed: Of the choice.
+        seed: Seed of the choice.
     """
     names = [name for name in TEST_VOICES if name in voices] or sorted(voices)
     whole = {name: _hear(voices[name], name) for name in names}
@@ -121,7 +121,7 @@ def _hear(recording: NDArray[np.float32], name: str) -> Voice:
 
 
 def _start(opening: Tensor, *, generator: torch.Generator) -> int:
-    """Choose a frame from which somebody speaks, with a whole piece after it."""
+    """Choose a frame where somebody speaks and a whole piece follows."""
     length = round(VOICE_SECONDS * FPS)
     if len(opening) <= length:
         return 0
@@ -134,7 +134,7 @@ def _start(opening: Tensor, *, generator: torch.Generator) -> int:
 
 
 def _other_wall(faces: Faces) -> Faces:
-    """Give every picture the wall that comes half of the list later."""
+    """Give every picture another wall: the one half a list later."""
     colours = torch.tensor(tuple(BACKGROUND.values()))
     other = (faces.background_name + len(colours) // 2) % len(colours)
     wall = colours[other][:, None].expand(-1, 2, -1)

@@ -1,7 +1,7 @@
-"""The whole pack, loaded from files as the command loads it, and asked for many small videos.
+"""The whole pack, loaded from files as by the command, for making many small videos.
 
-Only the autoencoder runs in another form, that of `train_tiny`: the same numbers (tests hold the
-two together) in a sixth of the time.
+Only the autoencoder is the one of `train_tiny`: it gives the same numbers (a test compares them) in
+a sixth of the time.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class System:
     """A set of weights, ready to generate.
 
     Attributes:
-        device: Where it computes.
-        dtype: What it computes in.
-        transformer: May be exchanged for one that is broken on purpose.
+        device: Device that computes.
+        dtype: Type that it computes in.
+        transformer: The transformer; may be replaced by a deliberately broken one.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class System:
             models: Folder of the set.
             device: Where to compute.
             dtype: Type to compute in.
-            base: Another file in place of the set's base.
+            base: File to use instead of the set's base.
         """
         self._set = TrainedSet(models)
         self.device = torch.device(device)
@@ -120,10 +120,10 @@ class System:
             voices: One per speaker.
             num_frames: Length of the video.
             places: Place of each speaker in the picture; `None` leaves it to the default masks.
-            prompt: Another prompt than the scene's own.
-            negative_prompt: Needed by a text guidance other than 1.
-            config: How to sample.
-            seed: Of the noise.
+            prompt: Prompt to use instead of the scene's.
+            negative_prompt: Needed if the text guidance is not 1.
+            config: Settings of the sampler.
+            seed: Seed of the noise.
             sampler: Makes the sampler of the transformer.
 
         Returns:
@@ -164,7 +164,7 @@ class System:
 
 
 class Broken(nn.Module):
-    """A transformer that is broken on purpose, to see that a measure notices."""
+    """A deliberately broken transformer, to see that a measure detects it."""
 
     def __init__(self, model: MultiTalkModel) -> None:
         super().__init__()
@@ -176,12 +176,12 @@ class Broken(nn.Module):
 
 
 class EqualLabels(Broken):
-    """Gives every video token the label of the background, so that L-RoPE tells nobody apart."""
+    """Gives every video token the background's label, so that L-RoPE tells nobody apart."""
 
     def forward(
         self, latents: Tensor, timestep: Tensor, *, token_masks: Tensor | None, **others: Tensor
     ) -> Tensor:
-        """Predict the velocity with masks in which nobody speaks."""
+        """Predict the velocity with masks of background only."""
         if token_masks is not None:
             token_masks = torch.zeros_like(token_masks)
             token_masks[..., -1, :] = 1
@@ -190,7 +190,7 @@ class EqualLabels(Broken):
 
 
 class Deaf(Broken):
-    """Leaves out what the voices add."""
+    """Leaves out the audio layers' part."""
 
     def forward(
         self, latents: Tensor, timestep: Tensor, *, audio: Tensor | None, **others: Tensor
@@ -201,7 +201,7 @@ class Deaf(Broken):
 
 
 class Rewritten:
-    """The base of a set in another type, in a file that goes away with the `with` block."""
+    """The base of a set in another type, in a file that exists inside the `with` block."""
 
     def __init__(self, models: Path, type: str) -> None:
         """Choose the set and the type: `bf16`, or one that `tools.convert` writes."""

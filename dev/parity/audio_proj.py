@@ -44,7 +44,7 @@ def compare(path: Path) -> list[Row]:
 
 
 def load_projection(file: GoldenFile, case: str) -> AudioProjection:
-    """Build a case's projection; the sizes are those of its weights."""
+    """Build a case's projection with the sizes of its weights."""
     weights = file.weights(f"{case}.w.audio_proj.")
     layers, channels = file.get(f"{case}.audio").shape[-2:]
     token_dim = int(file.config["output_dim"])

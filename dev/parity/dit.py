@@ -1,9 +1,8 @@
 """Compare the transformer with recorded runs of `WanModel` (`dit_*` files).
 
-Hooks collect every intermediate value under the name the recording gives it. Departures shown as
-such: upstream's reference map drops the last of an odd number of heads, and is NaN for a region
-without tokens, which then wins every token. The recorded values are checked with upstream's map
-put in by a hook; what the product gives instead is said in rows of their own.
+Hooks collect every intermediate value under its recorded name. Two departures get their own rows:
+upstream's reference map drops the last head of an odd number, and becomes NaN for a region without
+tokens, which then wins every token. For the other rows a hook replaces our map by upstream's.
 """
 
 from __future__ import annotations
@@ -157,7 +156,7 @@ def token_masks(masks: Tensor) -> Tensor:
 def upstream_map(q: Tensor, k: Tensor, *, token_masks: Tensor) -> Tensor:
     """Give upstream's reference map: of an even number of heads, NaN for a region without tokens.
 
-    A single head is the odd one left out, which leaves NaN everywhere.
+    With a single head it drops that one, which leaves NaN everywhere.
     """
     even = q.shape[2] // 2 * 2
     used = slice(max(1, even))
@@ -167,7 +166,7 @@ def upstream_map(q: Tensor, k: Tensor, *, token_masks: Tensor) -> Tensor:
 
 
 def known_row(group: str, ours: Tensor, theirs: Tensor, *, tolerance: float) -> Row:
-    """Compare where upstream's values are numbers; without any there is nothing to hold to."""
+    """Compare where upstream's values are numbers; there is nothing to compare if all are NaN."""
     known = ~theirs.isnan()
     if known.all() or ours.shape != theirs.shape:
         return row(group, ours, theirs, tolerance=tolerance)
@@ -177,7 +176,7 @@ def known_row(group: str, ours: Tensor, theirs: Tensor, *, tolerance: float) -> 
 
 
 def departure(group: str, ours: Tensor, theirs: Tensor, *, note: str) -> Row:
-    """Say how far a deliberate departure leads from upstream, where that gives numbers."""
+    """Say how much a deliberate departure changes upstream's result, where that is not NaN."""
     known = ~theirs.isnan()
     error = largest_error(ours[known], theirs[known]) if known.any() else float("inf")
     return Row(group, error, float("inf"), note)
@@ -220,7 +219,7 @@ def _keep(
 
 
 def _first_norm(block: Block, args: tuple[Tensor, ...], *, values: Values, name: str) -> None:
-    """Record the first norm of a block before its modulation, which the model does in one."""
+    """Record a block's first norm before its modulation; the model computes both at once."""
     x = args[0]
     values[name] = normalize(
         x, gain=torch.ones(x.shape[-1]), shift=torch.zeros(x.shape[-1]), eps=block.eps
@@ -238,7 +237,7 @@ def _look(
     masks: Tensor,
     make_map: Callable[..., Tensor],
 ) -> SelfAttended:
-    """Record the turned heads and the reference map, and put that map in if one is used."""
+    """Record the rotated heads and the reference map, and use the given map if there is one."""
     block = name.removesuffix(".self_attn")
     normed = kwargs["norm"](*args)
     heads = module.project(normed, rotation=kwargs["rotation"])

@@ -2,8 +2,8 @@
 
     python -m comfyui_multitalk.dev.parity.driver FILE...
 
-Ends with 0 if all lies within tolerance, 1 if something does not or a file offers nothing to
-compare, 2 if a file cannot be read or is of no known kind.
+Exits with 0 if everything is within tolerance; with 1 if something is not, or if a file holds
+nothing to compare; with 2 if a file cannot be read or is of an unknown kind.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OK, _FAILED, _UNREADABLE = 0, 1, 2
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Compare each file; the worst outcome is the exit status."""
+    """Compare each file; return the worst outcome as exit status."""
     if not arguments:
         print("usage: scripts/parity FILE...", file=sys.stderr)
         return _UNREADABLE

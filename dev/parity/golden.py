@@ -1,7 +1,7 @@
-"""Golden files: recorded tensors of the official code, and the rows a comparison with them gives.
+"""Golden files: tensors recorded from the official code, and the rows of a comparison with them.
 
-Every comparer in this package offers `compare(path) -> list[Row]`; `scripts/parity` picks one by
-the file's `what`.
+Every comparer in this package offers `compare(path) -> list[Row]`; `parity.driver` picks one by the
+file's `what`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Row(NamedTuple):
 
     @property
     def ok(self) -> bool:
-        """Whether the largest error lies within the tolerance; never for NaN."""
+        """Whether the largest error is within the tolerance; never for NaN."""
         return self.error <= self.tolerance
 
 
@@ -36,8 +36,8 @@ class GoldenFile:
     """A safetensors file of recorded tensors with a JSON `config` in its metadata.
 
     Attributes:
-        path: Where the file lies.
-        config: The sizes and settings it was made with.
+        path: The file.
+        config: Sizes and settings of the recorded run.
         tensors: Name to tensor; half and eight-bit floats are float32 here (their storage
             is lossless).
     """
@@ -81,7 +81,7 @@ class GoldenFile:
 
 
 def largest_error(ours: Tensor, theirs: Tensor) -> float:
-    """Give the largest absolute difference; infinite for another shape, NaN where either is NaN."""
+    """Give the largest absolute difference: infinite for other shapes, NaN if either holds NaN."""
     if ours.shape != theirs.shape:
         return float("inf")
     if not theirs.numel():
@@ -97,7 +97,7 @@ def row(group: str, ours: Tensor, theirs: Tensor, *, tolerance: float, note: str
 
 
 def require_rows(rows: list[Row], file: GoldenFile) -> list[Row]:
-    """Give the rows back; a file in which nothing could be compared is an error."""
+    """Return the rows; raise an error if there are none."""
     if not rows:
         raise ValueError(f"{file.path.name} holds nothing to compare for its kind ({file.what}).")
     return rows

@@ -1,6 +1,6 @@
 """Compare rotary positions, the reference map and audio attention (`lrope` files).
 
-Departure shown as such: upstream's reference map drops the last of an odd number of heads.
+One departure gets a row of its own: upstream's reference map drops the last head of an odd number.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Pack golden files for the repository: every file whole, compressed without loss.
+"""Pack golden files for the repository, compressed without loss.
 
     python -m comfyui_multitalk.dev.parity.pack FOLDER
 
-The recorded files are 22 MB, the repository has room for 15 MB of them. A third of their bytes are
-eight-bit floats of few distinct values, so xz makes 14.3 MB of them and nothing need be left out.
-The tests unpack what they find (`unpack`) beside the packed files, where git does not see it.
+The recorded files take 22 MB, and the repository has room for 15 MB. A third of their bytes are
+eight-bit floats of few distinct values, so xz reduces them to 14.3 MB and nothing is left out.
+The tests unpack them (`unpack`) beside the packed files, where git ignores them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Photo, masks, colours, schedule and adaptive guidance against files of the kind `preprocess`."""
+"""Compare photo, masks, colours, schedule and adaptive guidance (`preprocess` files)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _crops(file: GoldenFile) -> list[Row]:
 
 
 def _colors(file: GoldenFile) -> list[Row]:
-    """Compare colour correction, apart for frames whose result is rounding noise upstream."""
+    """Compare colour correction; frames of rounding noise get their own row."""
     rows = []
     for strength in _cases(file, r"color\.out\.(.+)"):
         frames, theirs = file.get("color.in"), file.get(f"color.out.{strength}")

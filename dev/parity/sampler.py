@@ -1,7 +1,8 @@
 """Compare the sampling loop with recorded runs of `generate` and `generate_infinitetalk`.
 
-Every variant in the file is run by `pipeline.generate` with upstream's plan and compared at every
-step. Departures are shown as such: the length of the video, overlapping boxes, a pass saved.
+`engine.generate` runs every variant in the file with upstream's division into segments, and every
+step is compared. Departures get rows of their own: the length of the video, overlapping boxes, a
+pass saved.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class _Groups:
             self.put(group, ours, theirs, tolerance=tolerance)
 
     def put(self, group: str, ours: Tensor, theirs: Tensor, *, tolerance: float = 0.0) -> None:
-        """Compare two tensors, unless upstream's turned into NaN."""
+        """Compare two tensors, unless upstream's is NaN."""
         if theirs.isnan().any():
             self.lost[group] = _departure(self.variant, group, "upstream gives NaN")
             return
@@ -139,7 +140,7 @@ def _compare_chunk(groups: _Groups, variant: Variant, chunk: Chunk, number: int)
 
 
 def _compare_noise(groups: _Groups, variant: Variant, chunk: Chunk, at: str) -> None:
-    """Compare the first latents with the noise; the frames taken over are noise of their own."""
+    """Compare the first latents with the noise; the motion frames have noise of their own."""
     first = chunk.calls[0].latents
     noise, motion_noise = groups.recorded(f"{at}.noise"), None
     if at != "chunk0":
@@ -154,7 +155,7 @@ def _compare_noise(groups: _Groups, variant: Variant, chunk: Chunk, at: str) -> 
 
 
 def _compare_vae_input(groups: _Groups, video: Tensor, at: str, i_input: int) -> None:
-    """Compare what the VAE was given; the file leaves out trailing frames of zeros."""
+    """Compare the VAE's input; the file leaves out trailing frames of zeros."""
     theirs = groups.recorded(f"{at}.vae_encode_in.{i_input}")
     counts = groups.recorded(f"{at}.vae_encode_in_frames.{i_input}")
     if theirs is None:
@@ -184,7 +185,7 @@ def _compare_video(groups: _Groups, variant: Variant, seen: Run) -> None:
 
 
 def upstream_masks(variant: Variant) -> Tensor:
-    """Draw the masks as upstream does: its boxes count rows first and may overlap."""
+    """Draw the masks as upstream does: its boxes give rows first and may overlap."""
     height, width = variant.photo_size
     if variant.num_speakers == 1:
         return torch.ones(3, height, width, dtype=torch.bool)
@@ -202,7 +203,7 @@ def upstream_masks(variant: Variant) -> Tensor:
 
 
 def _departures(variant: Variant, masks: Tensor) -> list[Row]:
-    """Say where the product, asked for the same, would not do what was recorded."""
+    """Give a row for each departure of the product from the recorded run."""
     rows = []
     ours = plan(
         min(variant.max_frames, max(len(one) for one in variant.features)),

@@ -1,8 +1,8 @@
-"""Run `pipeline.generate` on a sampler file's inputs, with recorded stand-ins for the encoders.
+"""Run `engine.generate` on a sampler file's inputs, with recorded results of the encoders.
 
-The product's own recipe runs, with upstream's division into segments (`upstream_plan`) and
-upstream's mirrored end of the audio features; the VAE and the CLIP tower give back what the
-official run got, call by call.
+The product's recipe runs with upstream's division into segments (`upstream_plan`) and upstream's
+mirrored end of the audio features. VAE and CLIP tower return, call by call, what the official run
+got from them.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from ...multitalk_core.inputs.masks import fit_masks, to_tokens
 from ...multitalk_core.inputs.scene import Picture, Scene, Text
 from ...multitalk_core.inputs.speech import Speech
 from ...multitalk_core.method.sampler import EulerSampler
-from ...multitalk_core.method.segments import Segment, SegmentPlan, upstream_plan
+from ...multitalk_core.method.segments import Segment, SegmentPlan
 from ...multitalk_core.model.attention import SelfAttended, SelfAttention
 from ...multitalk_core.model.dit import MultiTalkModel
 from .dit import upstream_map
 from .golden import GoldenFile
+from .segments import upstream_plan
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Call:
 
 @dataclass
 class Chunk:
-    """What was seen while one segment was made, in upstream's word a chunk."""
+    """Everything recorded of one segment (a chunk in upstream's words)."""
 
     windows: Tensor
     calls: list[Call] = field(default_factory=list)
@@ -65,7 +66,7 @@ class Chunk:
 
 @dataclass
 class Run:
-    """Everything seen while one variant was made."""
+    """Everything recorded of one variant."""
 
     chunks: list[Chunk]
     frame_numbers: list[int]
@@ -73,7 +74,7 @@ class Run:
 
 
 class Recorder:
-    """Stands in for transformer, VAE and image encoder, and writes down what they are given."""
+    """Replaces transformer, VAE and image encoder, and records their inputs."""
 
     def __init__(self, file: GoldenFile, model: MultiTalkModel) -> None:
         self.file = file
@@ -85,7 +86,7 @@ class Recorder:
         self._num_vae_inputs = 0
 
     def vae_encode(self, video: Tensor) -> Tensor:
-        """Give the recorded latents of this call, as many as there are frames for."""
+        """Give the recorded latents of this call, cut to the number of frames."""
         latents = self.file.get(f"in.vae_encode_out.{self._num_vae_inputs}")[None]
         latents = latents[:, :, : latent_frames(video.shape[2])]
         self._num_vae_inputs += 1
@@ -138,7 +139,7 @@ class Recorder:
 
 
 class RecordedVAE:
-    """The VAE's role."""
+    """Replaces the VAE."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.encode = recorder.vae_encode
@@ -146,7 +147,7 @@ class RecordedVAE:
 
 
 class RecordedImageEncoder:
-    """The CLIP tower's role."""
+    """Replaces the CLIP tower."""
 
     def __init__(self, recorder: Recorder) -> None:
         self.encode = recorder.image_encode
@@ -154,7 +155,7 @@ class RecordedImageEncoder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpstreamSpeech(Speech):
-    """Speech that ends as upstream's: in the last of several segments it plays backwards."""
+    """Speech that ends like upstream's: the last segment ends with reversed features."""
 
     plan: SegmentPlan
 
@@ -181,13 +182,13 @@ class Variant:
 
     Attributes:
         name: Its name in the file.
-        config: Our settings for it.
-        num_speakers: Voices.
-        features: Of each voice.
+        config: Settings of the product for it.
+        num_speakers: Number of voices.
+        features: Features of each voice.
         max_frames: Upstream's limit.
         plan: Upstream's segments.
-        size: Of the video.
-        photo_size: Of the photo.
+        size: Size of the video.
+        photo_size: Size of the photo.
         boxes: Upstream's boxes (first row, first column, last row, last column), if any.
     """
 
@@ -223,7 +224,7 @@ class Variant:
 
     @property
     def num_passes_upstream(self) -> int:
-        """Calls of the model in a step of upstream's, which always has a guidance."""
+        """Calls of the model in a step of upstream's, which always guides."""
         return 2 if self.config.text_guidance == 1 else 3
 
     def photo(self, frame: int) -> Tensor:
@@ -236,7 +237,7 @@ class Variant:
 
 
 def run(variant: Variant, model: MultiTalkModel, *, masks: Tensor, dtype: torch.dtype) -> Run:
-    """Generate a variant's video and give back all that was seen on the way."""
+    """Generate a variant's video and return everything recorded on the way."""
     file = variant.file
     recorder = Recorder(file, model)
     frame_numbers: list[int] = []
@@ -270,7 +271,7 @@ def run(variant: Variant, model: MultiTalkModel, *, masks: Tensor, dtype: torch.
 
 @contextmanager
 def upstream_maps(model: MultiTalkModel) -> Iterator[None]:
-    """Let tokens look at regions as upstream's do, where ours would give another map.
+    """Use upstream's reference map where the product's would differ.
 
     That is with an odd number of heads and where a region has no token.
     """

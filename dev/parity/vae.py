@@ -1,4 +1,4 @@
-"""The video VAE against recorded encodings and decodings of the official code."""
+"""Compare the video VAE with recorded encodings and decodings (`vae` files)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def compare(path: Path, *, dtype: torch.dtype = torch.float32) -> list[Row]:
 
     Args:
         path: Weights and, per case, `in.<case>.video`, `out.<case>.encode`, `out.<case>.decode` ...
-        dtype: What to compute in; bfloat16 is held to a wider tolerance.
+        dtype: Type to compute in; bfloat16 has a larger tolerance.
 
     Returns:
         One row per recorded result.
@@ -61,7 +61,7 @@ def _ours(vae: WanVAE, golden: GoldenFile, name: str) -> Tensor:
 
 
 def _decode_unclamped(vae: WanVAE, latents: Tensor) -> Tensor:
-    """Decode and give what the decoder said before the clamp, latent frame by latent frame."""
+    """Decode and give the decoder's values before the clamp, by latent frame."""
     said: list[Tensor] = []
     hook = vae.model.decoder.register_forward_hook(lambda *call: said.append(call[2]))
     try:

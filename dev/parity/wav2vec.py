@@ -1,4 +1,4 @@
-"""Voices and audio features against files of the kind `wav2vec_tiny`."""
+"""Compare voices and audio features with recorded ones (`wav2vec` files)."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _wave(file: GoldenFile, number: str) -> Tensor:
 
 
 def _timelines(file: GoldenFile) -> list[Row]:
-    """Compare the tracks of two voices; a voice called `None` is as long as its partner, silent."""
+    """Compare the tracks of two voices; a voice `None` is silence as long as the other one."""
     rows = []
     for match in _matches(file, r"out\.prepare\.((add|para)_(None|\d)(None|\d))\.person1"):
         numbers = match[3], match[4]
@@ -122,7 +122,7 @@ def _features(file: GoldenFile, variant: str) -> list[Row]:
 
 
 def _recorded(model: Wav2Vec2Model, name: str, track: Tensor) -> Tensor:
-    """Give what upstream recorded under a name."""
+    """Give upstream's recorded values of a name."""
     if name.startswith("embedding"):
         return audio_features(model, track)
     num_frames = num_feature_frames(len(track)) if name.startswith("interp") else None
@@ -131,7 +131,7 @@ def _recorded(model: Wav2Vec2Model, name: str, track: Tensor) -> Tensor:
 
 
 def _tracks(file: GoldenFile, name: str) -> list[Tensor]:
-    """Give the tracks a recording can be of: one voice, or one person's of any two voices.
+    """Give the tracks that a recording may hold: one voice, or one person's of any two voices.
 
     A recording of two voices does not say which two.
     """

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class TinySet(NamedTuple):
-    """Where the files of a tiny set lie."""
+    """Paths of a tiny set's files."""
 
     folder: Path
 
@@ -54,7 +54,7 @@ class TinySet(NamedTuple):
 
 
 class TrainedSet(TinySet):
-    """Where the files of a trained set lie: as a tiny set's, but for the base, and no LoRA."""
+    """Paths of a trained set's files: as of a tiny set, with another base and without LoRA."""
 
     @property
     def base(self) -> Path:
@@ -63,7 +63,7 @@ class TrainedSet(TinySet):
 
     @property
     def voices(self) -> Path:
-        """Pieces of the voices that no training heard."""
+        """Pieces of the voices that were not in the training."""
         return self.folder / "voices.npz"
 
     @property

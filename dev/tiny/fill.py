@@ -1,4 +1,4 @@
-"""Deterministic weights for any model: values of order one stay so from layer to layer."""
+"""Deterministic weights for any model, with which activations stay of order one in every layer."""
 
 from __future__ import annotations
 

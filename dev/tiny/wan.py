@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from torch import Tensor
 
 from ...multitalk_core.config import AudioConfig, ModelConfig
@@ -17,16 +19,27 @@ CONFIG = ModelConfig(
     image_dim=64,
     audio=AudioConfig(layers=12, channels=32, hidden_dim=64, num_tokens=8, token_dim=256),
 )
+TRAINED = dataclasses.replace(
+    CONFIG,
+    ffn_dim=1024,
+    num_layers=8,
+    audio=AudioConfig(layers=12, channels=32, hidden_dim=128, num_tokens=8, token_dim=256),
+)
+"""Sizes of the trained tiny set; the benchmarks' scale `tiny` has them too."""
 LORA_RANK = 4
 _ADAPTED = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q")
 _ADAPTED += ("cross_attn.k", "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2")
-# The adaptive norms see the time through this; small, so that every gate stays near its own value.
-_STD = {"time_projection.1.weight": 0.02}
+STD = {"time_projection.1.weight": 0.02}
+"""Spreads of random weights that differ from `fill`'s rule.
+
+The adaptive norms see the time through this layer; it is small, so that every gate stays near its
+own value.
+"""
 
 
 def base_and_adapter(*, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Draw the weights of the image-to-video base and of the adapter that is added to it."""
-    weights = fill(meta_shapes(MultiTalkModel(CONFIG, device="meta")), seed=seed, std=_STD)
+    weights = fill(meta_shapes(MultiTalkModel(CONFIG, device="meta")), seed=seed, std=STD)
     adapter = {name: value for name, value in weights.items() if is_audio(name)}
     base = {name: value for name, value in weights.items() if not is_audio(name)}
     return base, adapter

@@ -1,9 +1,9 @@
-"""What the mouth does for a sound: how far it opens, and whether it is rounded or spread.
+"""How far the mouth opens for a sound, and whether it is rounded or spread.
 
-The one truth of the tiny family: the faces are drawn by it, and the talking is measured against it.
-It is no phonetics: the opening follows the loudness of the band in which vowels live, the width the
-brightness of that band, both as smooth as a mouth and as four frames of video in one latent frame.
-Plain NumPy, no state; the same sound gives the same mouth.
+Faces are drawn by this function, and videos are measured against it. It is not phonetics: the
+opening follows the loudness of the frequency band of vowels, the width the brightness of that band.
+Both are smoothed to what a mouth can do and to the four video frames of a latent frame. Plain
+NumPy; the same sound gives the same mouth.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def articulation(waveform: NDArray[np.floating], num_frames: int) -> NDArray[np.
     """Give the mouth's opening and width for every video frame.
 
     Args:
-        waveform: Sound `(N,)` at 16 kHz, brought to -23 LUFS as `multitalk_core.audio` does.
-        num_frames: Rows wanted; there is silence before the sound's beginning and after its end.
+        waveform: Sound `(N,)` at 16 kHz and -23 LUFS, as from `multitalk_core.inputs.voices`.
+        num_frames: Rows of the result; before and after the sound there is silence.
 
     Returns:
         `(num_frames, 2)`: opening in [0, 1], 0 in silence; width in [-1, 1] from rounded to spread,
@@ -78,7 +78,7 @@ def _readings(
 
 
 def _smooth(curve: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Run a bell over a curve of one value every 10 ms; beyond its ends there is silence."""
+    """Smooth a curve of one value every 10 ms with a bell; beyond its ends there is silence."""
     deviation = _SMOOTHING * SAMPLE_RATE / _HOP
     bell = np.exp(-0.5 * (np.arange(-_REACH, _REACH + 1) / deviation) ** 2)
     padded = np.pad(curve, _REACH)

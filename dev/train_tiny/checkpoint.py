@@ -1,7 +1,7 @@
-"""Where an interrupted run goes on: at most 14 MB, so that it can travel between machines.
+"""Checkpoints of an interrupted training, at most 14 MB, so that they can travel between machines.
 
-Weights, their running average and the second moments of Adam are kept as float16; the first
-moments are not, they are back after ten steps. What takes no part in training is left out.
+Weights, their running average and Adam's second moments are stored as float16. The first moments
+are not stored: ten steps restore them. Parameters that are not trained are left out.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ MAX_BYTES = 14_000_000
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], *, notes: Mapping[str, str]) -> None:
-    """Write tensors as float16, whole or not at all.
+    """Write tensors as float16, atomically.
 
     Args:
         path: File to write.
-        tensors: What the run needs to go on.
+        tensors: State of the training.
         notes: Counters, as text.
 
     Raises:
-        ValueError: If it would be too large to travel.
+        ValueError: If the file would be too large.
     """
     stored = {name: value.detach().half().contiguous().cpu() for name, value in tensors.items()}
     content = save(stored, metadata=dict(notes))
@@ -45,7 +45,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors (float32) and notes.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If it does not exist.
     """
     with safe_open(path, framework="pt") as file:
         names = list(file.keys())

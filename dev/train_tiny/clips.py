@@ -1,10 +1,10 @@
-"""Clips for the talker: drawn people whose mouths follow voices, with all that is known of them.
+"""Training clips: drawn people whose mouths follow voices, with everything known about them.
 
     faces + voices -> frames, prompt, what each speaker says, where each speaker is
 
-A speaker's number says nothing of the place in the picture: the order of people is drawn for every
-clip, else place would be a short cut and L-RoPE would learn nothing. In a part of the clips the
-prompt names another wall than the photo shows, and the wall takes on that colour.
+The order of the speakers is random in every clip, so that a speaker's number does not tell the
+place in the picture; otherwise the model would learn places instead of L-RoPE labels. In some
+clips the prompt names another wall than the photo shows, and the wall turns into that colour.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Clips:
     """B clips of T frames.
 
     Attributes:
-        video: `(B, 3, T, H, W)` in [-1, 1]; clips that go on from motion frames have P more, before
+        video: `(B, 3, T, H, W)` in [-1, 1]; clips with motion frames have P more, before
             the others.
-        prompts: What each shows.
+        prompts: Prompt of each.
         painted: Whether the prompt names another wall than the photo shows, `(B,)` bool.
-        features: Of each speaker, from 2 frames before the clip to 2 after, `(B, S, T + 4, L, C)`.
+        features: Each speaker's, from 2 frames before the clip to 2 after, `(B, S, T + 4, L, C)`.
         opening: How far each speaker's mouth is open, `(B, S, T)`.
         masks: Where each speaker is, then the background, `(B, S + 1, tokens of a frame)` bool.
         mouths: Latent cells that a mouth touches, `(B, H / 8, W / 8)` bool.
@@ -69,10 +69,10 @@ class Clips:
 
 
 class Speech:
-    """Cuts what people say out of voices."""
+    """Cuts pieces of speech out of voices."""
 
     def __init__(self, voices: Mapping[str, VoiceFeatures], names: Sequence[str]) -> None:
-        """Choose voices by name; what silence sounds like is in `voices` as "silence"."""
+        """Choose voices by name; `voices` holds the features of silence as "silence"."""
         self._voices = [voices[name] for name in names]
         self._silence = voices["silence"]
 
@@ -95,7 +95,7 @@ class Speech:
     def _cut_silence(
         self, voice: VoiceFeatures, num_frames: int, *, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Take a pause of the voice, over and over, or a track with nothing on it."""
+        """Repeat a pause of the voice, or take an empty track."""
         frames = torch.arange(num_frames + 2 * WINDOW_RADIUS)
         curves = torch.zeros(PREFIX_FRAMES + num_frames, 2)
         pause = _longest_pause(voice.articulation[:, 0])
@@ -122,8 +122,8 @@ def draw_clips(
         count: Number of clips B.
         people: Speakers S in each, 1 or 2.
         num_frames: Frames T, 4n + 1.
-        moving: Whether the clips go on from motion frames; a wall is then painted already.
-        speech: What is said.
+        moving: Whether the clips start with motion frames; the wall then has its colour already.
+        speech: Source of the speech.
         generator: Source of all randomness, on the CPU.
         device: Where to paint.
     """
@@ -170,7 +170,7 @@ def speak(
 
 
 def _begin_anyhow(curves: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Shut half of the mouths in the first frame, open the others at will: a photo is silent."""
+    """Close half of the mouths in the first frame and open the others at random, as in photos."""
     shape = curves.shape[:2]
     width = torch.rand(shape, generator=generator) - 0.5
     open_ = torch.rand(shape, generator=generator) * torch.randint(2, shape, generator=generator)
@@ -202,7 +202,7 @@ def _paint(
     size: Size,
     device: torch.device | str,
 ) -> Tensor:
-    """Paint frames `(B, 3, T, H, W)`; the marked ones begin with another wall and fade."""
+    """Paint frames `(B, 3, T, H, W)`; marked clips start with another wall, which fades."""
     motion = motion.to(device)
     video = drawing.render(after.to(device), motion, size=size)
     which = fading.nonzero()[:, 0]
@@ -223,7 +223,7 @@ def _paint(
 def region_tokens(
     boxes: Tensor, order: Tensor, *, size: Size, generator: torch.Generator
 ) -> Tensor:
-    """Give token masks: the halves of the picture for half of the clips, loose boxes for others."""
+    """Give token masks: halves of the picture for half of the clips, loose boxes for the others."""
     masks = []
     for faces, places in zip(boxes, order, strict=True):
         regions: list[Tensor | Box | None] = [None] * len(places)
@@ -243,7 +243,7 @@ def _inside(box: Sequence[int], size: Size) -> Box:
 
 
 def _cells(mouths: Tensor, *, size: Size) -> Tensor:
-    """Mark the latent cells that any mouth touches at any time, `(B, h, w)`."""
+    """Mark the latent cells that a mouth touches at any time, `(B, h, w)`."""
     low = mouths[..., :2].amin(dim=2) / PIXEL_STRIDE
     high = mouths[..., 2:].amax(dim=2) / PIXEL_STRIDE
     x = torch.arange(size.width // PIXEL_STRIDE) + 0.5
@@ -254,7 +254,7 @@ def _cells(mouths: Tensor, *, size: Size) -> Tensor:
 
 
 def _longest_pause(opening: Tensor) -> tuple[int, int] | None:
-    """Give first frame and length of the longest stretch with the mouth shut, if 8 frames long."""
+    """Give start and length of the longest stretch with a closed mouth, if at least 8 frames."""
     shut = torch.nn.functional.pad((opening == 0).int(), (1, 1)).diff()
     starts, stops = (shut == 1).nonzero()[:, 0], (shut == -1).nonzero()[:, 0]
     lengths = stops - starts

@@ -1,7 +1,7 @@
-"""Attention to short prompts that stand for long ones: the same numbers for less work.
+"""Attention to short prompts with the result of long ones, for less work.
 
-The transformer fills every prompt up to 512 tokens with zero rows, which all become the same key
-and value. Attention to n equal keys is attention to one whose score is log(n) higher, so a model in
+The transformer pads every prompt with zero rows to 512 tokens, which all become the same key and
+value. Attention to n equal keys equals attention to one key whose score is log(n) higher, so
 training needs only one of them.
 """
 
@@ -18,7 +18,7 @@ from ...multitalk_core.model.hooks import Hooks
 
 
 def repeat_padding(*, times: int) -> Hooks:
-    """Let every block attend to the last text token as if it stood there `times` times."""
+    """Let every block attend to the last text token as if it occurred `times` times."""
     return Hooks(attends=Attends(text=functools.partial(_attend, bonus=math.log(times))))
 
 

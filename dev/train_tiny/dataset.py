@@ -1,11 +1,11 @@
-"""Stage `latents`: clips as the talker is trained on them, encoded once and kept on disk.
+"""Stage `latents`: the talker's training clips, encoded once and kept on disk.
 
     python -m comfyui_multitalk.dev.train_tiny latents --out DIR --clips 6144
 
-Everything goes through the parts that ship: the video autoencoder, the CLIP tower and the table of
-encoded prompts. What a clip is told about the picture is made as `multitalk_core.conditioning`
-does: known frames, then grey ones, encoded; the photo's CLIP tokens. Where a clip goes on from
-motion frames, these have been through the autoencoder, as they will have been in use.
+The clips are encoded by the parts that ship: the video autoencoder, the CLIP tower and the table of
+encoded prompts. The image condition is made as in `multitalk_core.method.conditioning`: known
+frames, then grey ones, encoded, with the photo's CLIP tokens. Motion frames have already been
+through the autoencoder once, as they will have been in use.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Batch(NamedTuple):
     """B clips for one training step.
 
     Attributes:
-        latents: What should come out, `(B, 16, F, h, w)`.
+        latents: Clean latents, `(B, 16, F, h, w)`.
         condition: Mask channels and encoded known frames, `(B, 20, F, h, w)`.
-        held: Latent frames that the sampler holds in place, `(B, 1, F, 1, 1)`, 0 or 1.
+        held: Known latent frames, which the sampler does not change, `(B, 1, F, 1, 1)`, 0 or 1.
         image: CLIP tokens, `(B, 257, image_dim)`.
-        text: Encoded prompts, zero rows after them, `(B, L, text_dim)`.
+        text: Encoded prompts, padded with zero rows, `(B, L, text_dim)`.
         windows: Features around every frame, `(B, S, T, 5, layers, channels)`.
         masks: Token masks, `(B, S + 1, tokens of a frame)`.
         mouths: Latent cells that a mouth touches, `(B, 1, 1, h, w)`, 0 or 1.
@@ -70,7 +70,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoders:
-    """What turns a drawn clip into numbers."""
+    """The encoders of a drawn clip."""
 
     vae: TinyVAE
     photos: PhotoEncoder
@@ -84,7 +84,7 @@ class Cache:
         """Read every shard.
 
         Raises:
-            FileNotFoundError: If there is none.
+            FileNotFoundError: If it does not exist.
         """
         self._text = load_file(folder / _FOLDER / "text.safetensors")["text"].to(device)
         self._groups: dict[int, dict[str, Tensor]] = {}
@@ -99,24 +99,24 @@ class Cache:
 
     @property
     def text_len(self) -> int:
-        """Rows of a prompt, the zero rows after it included."""
+        """Rows of a prompt with its padding."""
         return self._text.shape[1]
 
     def size(self, people: int) -> int:
-        """Count the clips with so many people."""
+        """Count the clips with the given number of people."""
         return len(self._groups[people]["latents"])
 
     def draw(
         self, count: int, *, people: int, generator: torch.Generator, wordless: float = 0.0
     ) -> Batch:
-        """Draw clips with so many people.
+        """Draw clips with the given number of people.
 
         Args:
             count: Number of clips.
-            people: In each.
-            generator: On the CPU.
-            wordless: Part of the clips that get the empty prompt; never those in which the prompt
-                alone tells what will be seen.
+            people: People in each.
+            generator: Generator on the CPU.
+            wordless: Share of the clips that get the empty prompt; never those in which the prompt
+                alone tells the wall.
         """
         group = self._groups[people]
         chosen = torch.randint(self.size(people), (count,), generator=generator)
@@ -179,7 +179,7 @@ def encode_shards(
     generator: torch.Generator,
     device: torch.device,
 ) -> Iterator[dict[str, Tensor]]:
-    """Draw and encode clips, shard by shard; the numbers of prompts follow the encoders' table."""
+    """Draw and encode clips, shard by shard; prompt numbers are those of the encoders' table."""
     numbers = {text: number for number, text in enumerate(encoders.prompts)}
     for i_shard in range(-(-num_clips // per_shard)):
         moving = i_shard % 5 in _MOVING
@@ -199,7 +199,7 @@ def encode_shards(
 
 
 def text_tensor(prompts: dict[str, Tensor]) -> Tensor:
-    """Stack encoded prompts `(P, L, text_dim)`, zero rows after each; the first is the empty one.
+    """Stack encoded prompts `(P, L, text_dim)`, padded with zero rows; the first is empty.
 
     L is a multiple of 8 and leaves every prompt at least one zero row.
     """
@@ -219,7 +219,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Encode the clips, as many of them as the time allows."""
+    """Encode clips until the time limit."""
     device = torch.device(arguments.device)
     folder: Path = arguments.out / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)

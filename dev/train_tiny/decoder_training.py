@@ -1,9 +1,9 @@
-"""A second training of the autoencoder's decoder alone, on how its frames change.
+"""Stage `decoder`: a second training of the autoencoder's decoder, for smooth frame changes.
 
-Every fourth frame begins a new latent and changes more than its neighbours; at a seam between
-segments the motion frames have been through the autoencoder twice. So the change between frames
-counts here beside them, and every third step decodes latents of a second trip. The encoder
-stays, so latents, base and adapter do too.
+Every fourth frame starts a new latent frame and changes more than its neighbours. At a seam between
+segments the motion frames have been through the autoencoder twice. The loss therefore includes the
+change between frames, and every third step decodes latents of a second encoding. The encoder is
+frozen, so latents, base and adapter stay valid.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Train for `arguments.minutes`; `vae/vae.safetensors` of `arguments.out` is replaced."""
+    """Train for `arguments.minutes` and replace `vae/vae.safetensors` of `arguments.out`."""
     device = torch.device(arguments.device)
     torch.manual_seed(SEED)
     path = arguments.out / "vae" / "vae.safetensors"
@@ -104,7 +104,7 @@ def _loss(model: TinyVAE, *, step: int, count: int, is_crop: bool, device: torch
 
 @torch.no_grad()
 def _publish(model: TinyVAE, trained: list[Tensor], average: list[Tensor], path: Path) -> None:
-    """Write the averaged weights, fp16; the encoder's are as they were read."""
+    """Write the averaged weights, fp16; the encoder's are unchanged."""
     for parameter, value in zip(trained, average, strict=True):
         parameter.copy_(value)
     named = dict(model.named_parameters())

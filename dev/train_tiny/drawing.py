@@ -1,7 +1,7 @@
 """Paints drawn people: soft-edged shapes over a wall, for all clips and frames at once.
 
-Shapes are signed distances, negative inside; the edge of a shape is a ramp of `SOFTNESS` pixels.
-The distance to an ellipse is `k0 (k0 - 1) / k1` (Quilez), good to the second order near the edge.
+Shapes are signed distances, negative inside; an edge is a ramp of `SOFTNESS` pixels. The distance
+to an ellipse is `k0 (k0 - 1) / k1` (Quilez), accurate to the second order near the edge.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Window(NamedTuple):
 
     Attributes:
         corner: Left and top of each, `(B, 2)`.
-        height: Of all.
-        width: Of all.
+        height: Height of all.
+        width: Width of all.
     """
 
     corner: Tensor
@@ -39,7 +39,7 @@ class Window(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Coordinates of all pixels about a person's head, `(B, T, H, W)`, unrolled and unscaled."""
+    """Coordinates of all pixels relative to a head, without its roll and scale, `(B, T, H, W)`."""
 
     x: Tensor
     y: Tensor
@@ -53,9 +53,9 @@ def render(
 
     Args:
         faces: Looks of S people in each of B clips; the people stand side by side.
-        motion: What they do in T frames.
+        motion: Their motion in T frames.
         size: Height and width of the whole picture, in pixels.
-        window: Only this part of it is painted; None is all of it.
+        window: Part of it to paint; `None` is all of it.
 
     Returns:
         Frames in [-1, 1], `(B, 3, T, H, W)` (height and width of the window), float32.
@@ -139,7 +139,7 @@ class _Person:
         self._blink = _spread(motion.blink[:, person])
 
     def paint(self, x: Tensor, y: Tensor) -> None:
-        """Paint from back to front; coordinates are about the column the person stands in."""
+        """Paint from back to front; coordinates are relative to the person's column."""
         place = self._place(x, y)
         self._paint_hair_behind(place)
         self._paint_body(x, y)
@@ -267,7 +267,7 @@ def _ellipse(
 
 
 def _lens(x: Tensor, y: Tensor, half_width: Tensor, half_height: Tensor) -> Tensor:
-    """Between two parabolas that meet at `half_width`, the tips rounded off."""
+    """Give the distance to a lens: two parabolas that meet at `half_width`, with rounded tips."""
     u = x / half_width
     slope = 2 * half_height * u / half_width
     lens = (y.abs() - half_height * (1 - u.square())) / (1 + slope.square()).sqrt()
@@ -281,5 +281,5 @@ def _thin(half: Tensor) -> Tensor:
 
 
 def _spread(values: Tensor) -> Tensor:
-    """Let `(B, T)` act on `(B, T, H, W)`."""
+    """Broadcast `(B, T)` to `(B, T, H, W)`."""
     return values[:, :, None, None]

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from ...tools.convert import convert
 from ..tiny.files import TrainedSet
+from ..tiny.wan import TRAINED
 from .dataset import VAE_FILE
-from .talker import CONFIG, load_adapter, load_base
+from .talker import load_adapter, load_base
 from .voices import SAMPLE_RATE, TEST_VOICES, load_voices, save_voices
 
 MAX_BYTES = 28_000_000
@@ -28,11 +29,11 @@ VOICE_SECONDS = 24
 
 
 def export(training: Path, models: Path) -> TrainedSet:
-    """Write the set; each file appears whole or not at all.
+    """Write the set; each file is written atomically.
 
     Args:
         training: Folder of all training stages.
-        models: Where to; files of the same names are replaced.
+        models: Target folder; files of the same names are replaced.
 
     Raises:
         FileNotFoundError: If a stage has no result yet.
@@ -44,7 +45,7 @@ def export(training: Path, models: Path) -> TrainedSet:
         draft = TrainedSet(Path(scratch))
         full = draft.folder / "base.safetensors"
         save_file(load_base(training), full)
-        convert(full, draft.base, type="Q8_0", num_heads=CONFIG.num_heads)
+        convert(full, draft.base, type="Q8_0", num_heads=TRAINED.num_heads)
         adapter = {name: value.to(torch.float16) for name, value in load_adapter(training).items()}
         save_file(dict(sorted(adapter.items())), draft.adapter, metadata={"format": "pt"})
         shutil.copyfile(training / VAE_FILE, draft.vae)
@@ -68,6 +69,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Write the set and say what it weighs."""
+    """Write the set and print the sizes of its files."""
     for file in export(arguments.out, arguments.models).files:
         sys.stdout.write(f"{file.stat().st_size:>10,} bytes  {file.name}\n")

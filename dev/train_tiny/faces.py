@@ -1,8 +1,8 @@
 """Drawn people: their looks, how they are painted, where their mouths are.
 
-Everything is a soft-edged signed distance, evaluated for all clips and frames at once, so that data
-is drawn while a model trains, on any device. Lengths are pixels of a picture 128 high; the picture
-may have any size. The style is flat on purpose: the autoencoder keeps 1 number of 48.
+Everything is a soft-edged signed distance, computed for all clips and frames at once on any device,
+so that training data is drawn during training. Lengths are pixels of a picture 128 high; the
+picture may have any size. The style is deliberately flat: the autoencoder keeps 1 number of 48.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Faces:
         nose: Half width, length, `(B, S, 2)`.
         mouth: Half width at rest, smile, lip thickness, `(B, S, 3)`.
         blush: Strength, `(B, S)`.
-        glasses: 1 where worn, `(B, S)`.
+        glasses: 1 if worn, `(B, S)`.
     """
 
     hair_name: Tensor
@@ -128,11 +128,11 @@ class Faces:
 
 
 class Boxes(NamedTuple):
-    """Where things are, in pixels: left, top, right, bottom.
+    """Boxes in pixels: left, top, right, bottom.
 
     Attributes:
-        faces: Of each head at rest, `(B, S, 4)`.
-        mouths: Of each mouth wide open, as the head moves, `(B, S, T, 4)`.
+        faces: Box of each head at rest, `(B, S, 4)`.
+        mouths: Box of each wide-open mouth as the head moves, `(B, S, T, 4)`.
     """
 
     faces: Tensor
@@ -189,13 +189,13 @@ def sample_faces(count: int, *, people: int = 1, generator: torch.Generator) -> 
 
 
 def prompt(faces: Faces, i: int) -> str:
-    """Say what picture `i` shows, naming the colours of hair and wall."""
+    """Describe picture `i` by the colours of hair and wall."""
     hair = [tuple(HAIR)[index] for index in faces.hair_name[i].tolist()]
     return _sentence(hair, tuple(BACKGROUND)[int(faces.background_name[i])])
 
 
 def prompts(people: int = 1) -> list[str]:
-    """Every sentence that `prompt` can say about pictures of so many people."""
+    """Give every sentence of `prompt` for the given number of people."""
     return [_sentence(hair, wall) for hair in product(HAIR, repeat=people) for wall in BACKGROUND]
 
 

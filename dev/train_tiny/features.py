@@ -1,9 +1,9 @@
-"""What the tiny Wav2Vec2 hears in every voice, and what the mouth does: one file for the training.
+"""Stage `features`: the Wav2Vec2 features and the mouth movement of every voice, in one file.
 
     python -m comfyui_multitalk.dev.train_tiny features --out DIR
 
-The features come from `multitalk_core.audio_features`, as in use. The file holds them in 8 bits,
-one scale per layer and channel for all voices. Reading it needs torch and safetensors alone.
+The features come from `multitalk_core.inputs.features`, as in use. The file stores them in 8 bits,
+one scale per layer and channel for all voices. Reading it needs only torch and safetensors.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class VoiceFeatures(NamedTuple):
 
 
 def make(folder: Path) -> dict[str, VoiceFeatures]:
-    """Hear every voice of a folder that holds `voices.npz` and the trained Wav2Vec2."""
+    """Compute features of every voice of a folder with `voices.npz` and the trained Wav2Vec2."""
     # imported here: whoever only reads the file has no transformers
     from ...multitalk_core.inputs.features import audio_features, load_wav2vec2
     from .speech import NUM_HEADS
@@ -60,7 +60,7 @@ def make(folder: Path) -> dict[str, VoiceFeatures]:
 
 
 def save_features(path: Path, voices: dict[str, VoiceFeatures]) -> None:
-    """Write features in 8 bits; the file appears whole or not at all."""
+    """Write features in 8 bits, atomically."""
     largest = torch.stack([voice.features.abs().amax(dim=0) for voice in voices.values()])
     scale = largest.amax(dim=0).clamp_min(1e-6) / _STEPS
     tensors = {_SCALE: scale}
@@ -73,7 +73,7 @@ def save_features(path: Path, voices: dict[str, VoiceFeatures]) -> None:
 
 
 def load_features(path: Path) -> dict[str, VoiceFeatures]:
-    """Read what `save_features` wrote: every voice, and silence under `SILENCE`."""
+    """Read the file of `save_features`: every voice, and silence under `SILENCE`."""
     tensors = load_file(path)
     scale = tensors.pop(_SCALE)
     names = [key.removesuffix(".features") for key in tensors if key.endswith(".features")]
@@ -86,7 +86,7 @@ def load_features(path: Path) -> dict[str, VoiceFeatures]:
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """Take no option beyond those of every stage."""
+    """Add no option to those of every stage."""
 
 
 def run(arguments: argparse.Namespace) -> None:

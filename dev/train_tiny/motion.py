@@ -1,7 +1,7 @@
-"""What drawn people do over time: mouth, head and lids, all slow enough for a 4-frame latent.
+"""Movement of drawn people: mouth, head and lids, slow enough for latent frames of 4 frames.
 
-The mouth comes from a voice (articulation.py) wherever sound is involved; the autoencoder needs no
-sound, so its clips move by the random curves made here.
+Where there is sound, the mouth follows the voice (articulation.py). The autoencoder's training
+needs no sound; its clips use the random curves of this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BLINKS_PER_SECOND = 0.3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Motion:
-    """How S people in each of B clips of T frames move.
+    """The motion of S people in each of B clips of T frames.
 
     Attributes:
         articulation: Opening in [0, 1] and width in [-1, 1] of each mouth, `(B, S, T, 2)`.

@@ -1,7 +1,7 @@
-"""How far a mouth is open, measured from pixels alone.
+"""How far a mouth is open, measured from pixels.
 
-The height of the dark red inside of a mouth, taken over a narrow strip around its middle, so that
-a wide mouth counts no more than a rounded one. Teeth are left out; they take a fixed part.
+It is the height of the dark red inside of the mouth in a narrow strip around its middle, so that a
+wide mouth does not count more than a rounded one. Teeth are excluded; they cover a fixed part.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def opening(frames: Tensor, box: Tensor) -> Tensor:
 
 
 def correlation(one: Tensor, other: Tensor) -> float:
-    """Pearson's correlation of two curves `(T,)`; 0 where one of them does not move."""
+    """Pearson's correlation of two curves `(T,)`; 0 if one of them is constant."""
     one, other = one.double() - one.double().mean(), other.double() - other.double().mean()
     scale = one.norm() * other.norm()
     return float(one @ other / scale) if scale > 1e-9 else 0.0

@@ -1,4 +1,4 @@
-"""Encoded prompts in a file, for training boxes that have neither tokenizer nor text encoder."""
+"""Encoded prompts in a file, for training machines without tokenizer and text encoder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PREFIX = "prompt:"  # the empty prompt is one too
 
 
 def save_prompts(path: Path, prompts: Mapping[str, Tensor]) -> None:
-    """Write each prompt's text tokens `(1, L, C)`; the file appears whole or not at all."""
+    """Write each prompt's text tokens `(1, L, C)` atomically."""
     tensors = {f"{_PREFIX}{prompt}": tokens[0].half() for prompt, tokens in prompts.items()}
     draft = path.with_suffix(".part")
     save_file(tensors, draft)
@@ -23,6 +23,6 @@ def save_prompts(path: Path, prompts: Mapping[str, Tensor]) -> None:
 
 
 def load_prompts(path: Path) -> dict[str, Tensor]:
-    """Read what `save_prompts` wrote: the text tokens `(L, C)` float32 of every prompt."""
+    """Read the file of `save_prompts`: the text tokens `(L, C)` float32 of every prompt."""
     stored = load_file(path)
     return {name.removeprefix(_PREFIX): tokens.to(torch.float32) for name, tokens in stored.items()}

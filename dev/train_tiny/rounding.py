@@ -1,7 +1,7 @@
-"""Weights rounded as the shipped file rounds them: Q8_0, one byte a number and a scale for 32.
+"""Weights rounded to Q8_0 as in the shipped file: one byte a number and a scale for 32 numbers.
 
-The adapter is trained on the rounded base, so nothing is lost when the base is written as GGUF
-(rounding twice changes nothing), and a checkpoint of 10 million weights takes 11 MB.
+The adapter is trained on the rounded base, so writing the base as GGUF loses nothing (rounding
+twice changes nothing), and a checkpoint of 10 million weights takes 11 MB.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def is_rounded(name: str, value: Tensor) -> bool:
 
 
 def pack(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn weights into what a checkpoint holds: codes and scales, float16 for the rest."""
+    """Pack weights for a checkpoint: Q8_0 codes and scales; other tensors as float16."""
     packed = {}
     for name, value in weights.items():
         if not is_rounded(name, value):
@@ -37,7 +37,7 @@ def pack(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unpack(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turn what a checkpoint holds back into float32 weights."""
+    """Unpack a checkpoint's tensors to float32 weights."""
     weights = {}
     for name, value in packed.items():
         if name.endswith(_CODES):

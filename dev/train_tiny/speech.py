@@ -1,11 +1,11 @@
-"""A tiny Wav2Vec2 whose layers carry speech.
+"""Stage `speech`: a tiny Wav2Vec2 whose layers describe speech.
 
     python -m comfyui_multitalk.dev.train_tiny speech --out DIR
 
-Every layer learns to tell, through a linear head that is thrown away, what is heard in each video
-frame (a mel spectrum) and what the mouth does for it. Class, strides and file format are those of
-chinese-wav2vec2-base, and the features are resampled to 25 Hz before the encoder as
-`multitalk_core.audio_features` does, which is also what the result is measured through.
+Through a linear head that is dropped afterwards, every layer learns to predict for each video frame
+a mel spectrum and the mouth's movement. Class, strides and file format are those of
+chinese-wav2vec2-base. As in `multitalk_core.inputs.features`, the features are resampled to 25 Hz
+before the encoder; the result is measured through that module too.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from ...multitalk_core.inputs.features import (
     normalized_track,
 )
 from ..make_tiny import TinySet
+from ..tiny.save import save_weights
 from .articulation import FPS, SAMPLE_RATE, articulation
 from .voices import FILE_NAME, TEST_VOICES, TRAIN_VOICES, load_voices
-from .weights import save_weights
 
 NUM_HEADS = 4
 NUM_BANDS = 32
@@ -54,7 +54,7 @@ _STATE = "speech.state.pt"
 
 
 class Track(NamedTuple):
-    """A voice, and what is to be told of it."""
+    """A voice, and the targets that its features must predict."""
 
     voice: NDArray[np.float32]
     """`(N,)` at 16 kHz."""
@@ -63,7 +63,7 @@ class Track(NamedTuple):
 
 
 def config() -> Wav2Vec2Config:
-    """Give the sizes: 12 layers x 32 channels, nothing dropped or masked."""
+    """Give the sizes: 12 layers x 32 channels, without dropout and masking."""
     return Wav2Vec2Config(
         hidden_size=32,
         num_hidden_layers=12,
@@ -81,7 +81,7 @@ def config() -> Wav2Vec2Config:
 
 
 def layers(model: Wav2Vec2Model, sounds: Tensor, *, num_frames: int) -> Tensor:
-    """Give what `audio_features` gives, for a batch of normalised sounds and with gradients.
+    """Compute the features of `audio_features` for a batch of normalised sounds, with gradients.
 
     Args:
         model: The encoder.
@@ -134,13 +134,13 @@ def train(
     state_path: Path | None = None,
     keep_every: int = 250,
 ) -> Wav2Vec2Model:
-    """Train the encoder, from where `state_path` stands if it is there.
+    """Train the encoder; continue from `state_path` if that exists.
 
     Args:
-        data: What is heard and told.
+        data: Voices and their targets.
         steps: Steps in all.
-        state_path: File that keeps an unfinished training.
-        keep_every: Steps between two reports, and two writings of that file.
+        state_path: Checkpoint file.
+        keep_every: Steps between two reports, and between two checkpoints.
     """
     torch.manual_seed(SEED)
     model = Wav2Vec2Model(config())
@@ -174,7 +174,7 @@ def train(
 
 
 def _rate(step: int, steps: int) -> float:
-    """Up over the first steps, then down to nothing along a cosine."""
+    """Give the learning rate: it rises over the first steps, then falls to zero along a cosine."""
     return min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + float(np.cos(np.pi * step / steps)))
 
 
@@ -222,7 +222,7 @@ def batch(data: Sequence[Track], *, step: int) -> tuple[Tensor, Tensor]:
 
 
 class Probe(NamedTuple):
-    """What a line through the features of the training voices tells of an unheard one."""
+    """What a linear probe, fitted on the training voices, predicts for a test voice."""
 
     opening: float
     """Correlation with the mouth's opening."""
@@ -238,7 +238,7 @@ def probe(
     Args:
         model: The encoder.
         voices: All voices.
-        piece: Video frames that the encoder hears of a test voice at a time; all by default.
+        piece: Video frames of a test voice that the encoder gets at a time; all by default.
     """
     train = [_heard(model, voices[name], piece=None) for name in TRAIN_VOICES]
     inputs = np.concatenate([heard for heard, _ in train])
@@ -268,7 +268,7 @@ def _heard(
 
 
 def save(path: Path, model: Wav2Vec2Model) -> None:
-    """Write the encoder as the released files have it: fp16, older names, heads in the metadata."""
+    """Write the encoder like the released files: fp16, older names, head count in the metadata."""
     conv = "encoder.pos_conv_embed.conv"
     released = {
         f"{conv}.parametrizations.weight.original0": f"{conv}.weight_g",
@@ -281,7 +281,7 @@ def save(path: Path, model: Wav2Vec2Model) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the number of steps."""
+    """Add the number of steps."""
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of training in all")
 
 

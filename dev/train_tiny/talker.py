@@ -4,10 +4,10 @@
     python -m comfyui_multitalk.dev.train_tiny adapter --out DIR --minutes 9 [--resume]
 
 The model is `multitalk_core`'s own. `base` learns to keep the picture and to move heads, lids and
-mouths, and hears nothing. Its result is rounded to Q8_0, as it will ship, and frozen; `adapter`
-learns on top of it what the voices add. The loss is that of flow matching in the direction of
-`multitalk_core.schedule`: at level t of 1 the latents are (1 - t) clean + t noise, the timestep is
-1000 t and the velocity noise - clean. Latent frames that the sampler holds in place cost nothing.
+mouths; it has no audio. Its weights are rounded to Q8_0, as they will ship, and frozen. `adapter`
+then learns what the voices add. The loss is that of flow matching, in the direction of
+`multitalk_core.method.schedule`: at level t (0 to 1) the latents are (1 - t) clean + t noise, the
+timestep is 1000 t and the velocity is noise - clean. Known latent frames add nothing to the loss.
 """
 
 from __future__ import annotations
@@ -25,26 +25,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ...multitalk_core.config import AudioConfig, ModelConfig
+from ...multitalk_core.config import ModelConfig
 from ...multitalk_core.model.dit import MultiTalkModel
-from ..tiny.wan import is_audio
+from ..tiny.wan import TRAINED, is_audio
 from .context import repeat_padding
 from .dataset import Batch, Cache
 from .rounding import pack, unpack
 
-CONFIG = ModelConfig(
-    dim=256,
-    ffn_dim=1024,
-    num_heads=4,
-    num_layers=8,
-    text_dim=64,
-    image_dim=64,
-    audio=AudioConfig(layers=12, channels=32, hidden_dim=128, num_tokens=8, token_dim=256),
-)
 SEED = 4
 
 _SHIFT = 3.0
-"""Of the levels seen in training; see `multitalk_core.schedule.shift_timestep`."""
+"""Of the levels seen in training; see `multitalk_core.method.schedule.shift_timestep`."""
 _AUDIO_END = "audio_cross_attn.proj.weight"
 """Begins at zero, so that the adapter begins as the base."""
 _MOUTH_WEIGHT = 6.0
@@ -60,12 +51,12 @@ class Plan:
     """How long and how fast to learn.
 
     Attributes:
-        minutes: After which to stop; the rate falls to zero towards the end.
-        steps: Steps at most.
-        first_step: Steps done before; nothing drawn for them is drawn again.
+        minutes: Time limit; the learning rate falls to zero towards its end.
+        steps: Most steps.
+        first_step: Steps done before; random draws go on after theirs.
         batch: Clips of one person in a step; of two people three quarters of it.
-        learning_rate: The highest.
-        ema: How much of the average of weights stays in each step.
+        learning_rate: Highest learning rate.
+        ema: Share of the running average of weights that each step keeps.
     """
 
     minutes: float
@@ -77,14 +68,14 @@ class Plan:
 
 
 class Draw(NamedTuple):
-    """What is drawn at random for a step: noise like the latents, and a level for each clip."""
+    """Random input of a step: noise in the latents' shape, and a noise level for each clip."""
 
     noise: Tensor
     level: Tensor
 
 
 def build(config: ModelConfig, *, text_len: int) -> MultiTalkModel:
-    """Build the model as it is trained: prompts of `text_len` rows stand for those of 512."""
+    """Build the model for training, with prompts of `text_len` rows instead of 512."""
     model = MultiTalkModel(replace(config, text_len=text_len))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and name.startswith("blocks."):
@@ -106,7 +97,7 @@ def draw_noise(latents: Tensor, *, generator: torch.Generator) -> Draw:
 def audio_tokens(model: MultiTalkModel, windows: Tensor, *, silence: bool) -> Tensor:
     """Turn windows `(B, S, T, 5, layers, channels)` into tokens `(B, F, S * n, token_dim)`.
 
-    With `silence` they are those of one stream of zeros, whatever was said.
+    With `silence` they are the tokens of one stream of zeros, whatever the windows hold.
     """
     heard = torch.zeros_like(windows[:, :1]) if silence else windows
     tokens: Tensor = model.audio_proj(heard.flatten(0, 1))
@@ -123,7 +114,7 @@ def loss_of(
         model: With or without audio layers.
         batch: Clips.
         draw: Noise and levels for them.
-        silence: Whether all are told silence; `None` leaves the audio layers out.
+        silence: Whether all clips get silence; `None` leaves the audio layers out.
     """
     level = draw.level.view(-1, 1, 1, 1, 1)
     noisy = torch.lerp(batch.latents, draw.noise, level)
@@ -137,7 +128,7 @@ def loss_of(
         image=batch.image,
         audio=audio,
         token_masks=batch.masks if two else None,
-        hooks=repeat_padding(times=CONFIG.text_len - model.config.text_len + 1),
+        hooks=repeat_padding(times=TRAINED.text_len - model.config.text_len + 1),
     )
     error = (velocity.float() - (draw.noise - batch.latents)).square().mean(dim=1, keepdim=True)
     free = (1 - batch.held).expand_as(error)
@@ -147,7 +138,7 @@ def loss_of(
 
 
 class Average:
-    """The running average of the weights that learn."""
+    """The running average of the trained weights."""
 
     def __init__(self, parameters: dict[str, nn.Parameter], *, keep: float) -> None:
         self._parameters = parameters
@@ -157,7 +148,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the weights of now; the first steps are forgotten faster."""
+        """Add the current weights; early steps lose their share faster."""
         self.num_steps += 1
         keep = min(self._keep, (1 + self.num_steps) / (10 + self.num_steps))
         names = list(self._parameters)
@@ -169,7 +160,7 @@ class Average:
 
 
 def train(model: MultiTalkModel, cache: Cache, plan: Plan, *, device: torch.device) -> Average:
-    """Train the parameters that need gradients; gives their average."""
+    """Train the parameters that need gradients; return their running average."""
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     average = Average(parameters, keep=plan.ema)
     optimiser = torch.optim.AdamW(
@@ -216,7 +207,7 @@ def _step(
     device: torch.device,
     hears: bool,
 ) -> tuple[Tensor, Tensor, bool | None]:
-    """Give the losses of one step, and what was heard in it; people come in turn."""
+    """Give the losses of one step, and its audio; clips of one and two people alternate."""
     people = 1 + step % 2
     generator = torch.Generator().manual_seed(SEED + 1000 * step)
     batch = cache.draw(
@@ -234,7 +225,7 @@ def _step(
 
 
 def _clock(plan: Plan) -> Iterator[tuple[int, float]]:
-    """Count steps until time or steps are over, each with the part that is done."""
+    """Count steps until the limit of time or steps, each with the share that is done."""
     began = time.monotonic()
     for step in range(plan.steps):
         progress = max(step / plan.steps, (time.monotonic() - began) / (60 * plan.minutes))
@@ -247,7 +238,7 @@ def load_base(folder: Path) -> dict[str, Tensor]:
     """Read the base of a training folder, float32, rounded as it ships.
 
     Raises:
-        FileNotFoundError: If it was not trained yet.
+        FileNotFoundError: If it has not been trained yet.
     """
     return unpack(load_file(folder / "base.safetensors"))
 
@@ -256,7 +247,7 @@ def load_adapter(folder: Path) -> dict[str, Tensor]:
     """Read the audio layers of a training folder, float32.
 
     Raises:
-        FileNotFoundError: If they were not trained yet.
+        FileNotFoundError: If they have not been trained yet.
     """
     return unpack(load_file(folder / "adapter.safetensors"))
 
@@ -266,7 +257,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=64, help="clips of one person in a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.998)
-    parser.add_argument("--layers", type=int, default=CONFIG.num_layers)
+    parser.add_argument("--layers", type=int, default=TRAINED.num_layers)
     parser.add_argument("--max-steps", type=int, default=1_000_000)
 
 
@@ -278,7 +269,7 @@ def run(arguments: argparse.Namespace) -> None:
     cache = Cache(arguments.out, device=device)
     result: Path = arguments.out / f"{arguments.stage}.safetensors"
     base_only = arguments.stage == "base"
-    config = replace(CONFIG, num_layers=arguments.layers)
+    config = replace(TRAINED, num_layers=arguments.layers)
     config = replace(config, audio=None) if base_only else config
     model = build(config, text_len=cache.text_len)
     known = {} if base_only else load_base(arguments.out)

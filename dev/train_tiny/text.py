@@ -1,11 +1,11 @@
-"""A tiny UMT5 and its tokenizer, trained to tell colours of hair and wall in whatever words.
+"""Stage `text`: a tiny UMT5 and its tokenizer that recognise colours of hair and wall.
 
     python -m comfyui_multitalk.dev.train_tiny text --out DIR
 
-Every output token learns to tell, through linear heads that are thrown away, the first and the
-second person's hair, the wall, and the word it stands for. Some pairs of colours are never seen in
-training; the printed figure is of those. Class, file format and special ids are UMT5's. All
-sentences of `faces.prompts` are encoded too, as the training of the transformer wants them.
+Through linear heads that are dropped afterwards, every output token learns to predict the first and
+the second person's hair, the wall, and its own word. Some pairs of colours never occur in training;
+the printed figure is measured on those. Class, file format and special ids are UMT5's. The stage
+also encodes all sentences of `faces.prompts` for the training of the transformer.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from ...standalone.encoders import load_text_encoder
 from ...wan_gguf_loader.files import open_weights
 from ..make_tiny import TinySet
 from ..tiny import encoders as untrained
+from ..tiny.save import save_weights
 from .faces import BACKGROUND, HAIR, prompts
 from .prompt_table import FILE_NAME as PROMPTS_FILE
 from .prompt_table import save_prompts
-from .weights import save_weights
 
 STEPS = 1500
 SEED = 5
@@ -65,7 +65,7 @@ _PEOPLE = (
 
 
 class Example(NamedTuple):
-    """A sentence and what it tells."""
+    """A sentence and the colours it names."""
 
     text: str
     labels: tuple[int, int, int]
@@ -86,7 +86,7 @@ def is_held_out(first: int, wall: int) -> bool:
 
 
 def describe(rng: np.random.Generator, *, held_out: bool) -> Example:
-    """Make up a sentence about one or two people, of pairs that are held out or not."""
+    """Make a sentence about one or two people, with or without held-out pairs of colours."""
     hairs, walls = tuple(HAIR), tuple(BACKGROUND)
     while True:
         first, second = (int(1 + rng.integers(len(hairs))) for _ in range(2))
@@ -124,7 +124,7 @@ def config(vocab_size: int) -> UMT5Config:
 
 
 def train(tokenizer: bytes, *, steps: int) -> UMT5EncoderModel:
-    """Train the encoder on sentences that are made up on the way."""
+    """Train the encoder on sentences generated during training."""
     torch.manual_seed(SEED)
     pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer)
     vocab_size = pieces.get_piece_size()
@@ -169,7 +169,7 @@ def _loss(
 
 
 def _padded(pieces: sentencepiece.SentencePieceProcessor, texts: list[str]) -> Tensor:
-    """Give token numbers `(B, L)`, the end mark last, then zeros."""
+    """Give token ids `(B, L)`: the sentence, the end mark, zeros."""
     rows = [torch.tensor([*pieces.encode(text), pieces.eos_id()]) for text in texts]
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
@@ -177,7 +177,7 @@ def _padded(pieces: sentencepiece.SentencePieceProcessor, texts: list[str]) -> T
 def probe(
     model: UMT5EncoderModel, tokenizer: bytes, *, seed: int = SEED, count: int = 3000
 ) -> tuple[float, ...]:
-    """Fit a linear probe on the end mark's token, and score it on colours never seen together.
+    """Fit a linear probe on the end mark's token, and score it on held-out pairs of colours.
 
     Args:
         model: The encoder.
@@ -212,7 +212,7 @@ def probe(
 
 
 def save(folder: Path, model: UMT5EncoderModel, tokenizer: bytes) -> None:
-    """Write the encoder with its tokenizer inside, as ComfyUI's files have it, and the prompts."""
+    """Write the encoder with its tokenizer inside, like ComfyUI's files, and the prompts."""
     weights = {
         name: value for name, value in model.state_dict().items() if "embed_tokens" not in name
     }
@@ -226,7 +226,7 @@ def save(folder: Path, model: UMT5EncoderModel, tokenizer: bytes) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the number of steps."""
+    """Add the number of steps."""
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of training in all")
 
 

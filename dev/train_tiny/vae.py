@@ -56,7 +56,7 @@ def activate(rows: Tensor, gamma: Tensor) -> Tensor:
 class TinyVAE(nn.Module):
     """A Wan2.1 video autoencoder of any width.
 
-    Inside, the frames of all clips lie one after the other: `(B * T, C, H, W)`.
+    Internally the frames of all clips form one batch: `(B * T, C, H, W)`.
     """
 
     def __init__(self, width: int = WIDTH, *, activate: Activate = activate) -> None:
@@ -64,7 +64,7 @@ class TinyVAE(nn.Module):
 
         Args:
             width: Channels at full size.
-            activate: How norm and SiLU are computed; a compiled `activate`, say.
+            activate: Function for norm and SiLU, for example a compiled one.
         """
         super().__init__()
         self.encoder = _Encoder(width, activate)
@@ -80,7 +80,7 @@ class TinyVAE(nn.Module):
         self.whiten(torch.zeros(LATENT_CHANNELS), torch.ones(LATENT_CHANNELS))
 
     def encode(self, video: Tensor) -> Tensor:
-        """Turn frames into latents, scaled as Wan's are.
+        """Turn frames into latents, scaled like Wan's.
 
         Args:
             video: In [-1, 1], `(B, 3, T, H, W)`, T = 4n + 1, H and W multiples of 8.
@@ -100,7 +100,7 @@ class TinyVAE(nn.Module):
         return frames.unflatten(0, (len(plain), -1)).transpose(1, 2)
 
     def spatial_weights(self) -> set[str]:
-        """Names of the weights of which only the last slice in time takes part."""
+        """Give the names of the weights of which only the last slice in time is used."""
         return {
             f"{name}.weight"
             for name, part in self.named_modules()
@@ -113,7 +113,7 @@ class TinyVAE(nn.Module):
 
     @torch.no_grad()
     def whiten(self, mean: Tensor, std: Tensor) -> None:
-        """Let latents that had this mean and deviation, `(16,)`, have 0 and 1; pictures stay."""
+        """Rescale latents of this mean and deviation, `(16,)`, to 0 and 1; pictures stay."""
         mean, std = mean.to(self.mean), std.to(self.std)
         count = LATENT_CHANNELS
         if not self.conv1.weight.any():
@@ -131,7 +131,7 @@ class TinyVAE(nn.Module):
 
 
 def load_vae(path: Path) -> TinyVAE:
-    """Read a published file: in evaluation, float32, on the CPU.
+    """Read a published file: evaluation mode, float32, on the CPU.
 
     Raises:
         ValueError: If its weights use parts of the graph that the tiny one leaves out.
@@ -148,7 +148,7 @@ def load_vae(path: Path) -> TinyVAE:
 
 
 class _Conv(nn.Module):
-    """A causal 3D convolution; unless `look_back` is set only its last slice in time counts."""
+    """A causal 3D convolution; without `look_back` only its last slice in time is used."""
 
     def __init__(self, inputs: int, outputs: int, size: int, *, time: int | None = None) -> None:
         super().__init__()
@@ -165,12 +165,12 @@ class _Conv(nn.Module):
 
     @property
     def is_spatial(self) -> bool:
-        """Whether the weights for earlier frames take no part."""
+        """Whether the weights for earlier frames are unused."""
         return self.weight.shape[-1] > 1 and not self.look_back
 
     @torch.no_grad()
     def draw(self, gain: float = 1.0) -> None:
-        """Start as a 2D convolution that keeps the variance, times `gain` squared."""
+        """Initialise as a 2D convolution that multiplies the variance by `gain` squared."""
         fan_in = self.weight.shape[1] * self.weight.shape[-1] ** 2
         self.weight[:, :, -1].normal_(std=gain * fan_in**-0.5)
 
@@ -190,7 +190,7 @@ class _Norm(nn.Module):
 
 
 class _Plain(nn.Module):
-    """Keeps a number in a list of layers; SiLU and dropout have no weights."""
+    """Fills the place of a layer without weights (SiLU, dropout), to keep the numbers."""
 
 
 class _Residual(nn.Module):

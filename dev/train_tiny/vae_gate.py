@@ -1,4 +1,4 @@
-"""How well the tiny autoencoder keeps faces that it never saw, and what it must reach."""
+"""The quality that the tiny autoencoder must reach on faces that it never saw."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LONG_TAIL = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Gate:
-    """How held-out clips come back; decibels for frames in [0, 1], mean of clips."""
+    """Quality of reconstructed held-out clips: decibels for frames in [0, 1], mean of clips."""
 
     psnr: float
     psnr_first_frame: float
@@ -37,13 +37,13 @@ class Gate:
 
     @property
     def passed(self) -> bool:
-        """Whether a transformer may be trained on these latents."""
+        """Whether these latents are good enough to train a transformer."""
         return self.psnr >= 31 and self.psnr_first_frame >= 27 and self.mouth_r_median >= 0.93
 
 
 @torch.no_grad()
 def evaluate(model: TinyVAE, *, num_clips: int, device: torch.device) -> Gate:
-    """Send held-out clips through, every other one with two people.
+    """Encode and decode held-out clips, every other one with two people.
 
     Args:
         model: Weights to judge.
@@ -94,7 +94,7 @@ def publish(model: TinyVAE, path: Path, *, device: torch.device) -> None:
 def _round_trip(
     model: TinyVAE, people: int, num_frames: int, generator: torch.Generator, device: torch.device
 ) -> tuple[tuple[Tensor, Tensor], list[float]]:
-    """Give a clip, what comes back, and how each mouth that comes back follows its articulation."""
+    """Give a clip, its reconstruction, and how well each reconstructed mouth moves."""
     faces = sample_faces(1, people=people, generator=generator).to(device)
     motion = sample_motion(1, people=people, frames=num_frames, generator=generator).to(device)
     size = SIZES[people]

@@ -1,8 +1,9 @@
-"""Training of the tiny video autoencoder, and the gate it must pass.
+"""Stage `vae`: training of the tiny video autoencoder, and the quality it must reach.
 
-First pictures, which teach the decoder its first frame and all shapes at a third of the cost; then
-clips of crops, half of them about a mouth; whole pictures in the end. All of it is drawn while it
-trains. Noise on the latents makes the decoder bear what a transformer gets slightly wrong.
+Training starts with single pictures: they teach the decoder its first frame and all shapes at a
+third of the cost. Then come clips of crops, half of them around a mouth, and at the end whole
+pictures. All data is drawn during training. Noise on the latents makes the decoder robust to the
+small errors of a transformer.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def draw_batch(step: int, *, progress: float, pixels: int, device: torch.device)
     """Draw the data of a step; the same step and progress give the same.
 
     Args:
-        step: Its number, which seeds the drawing.
-        progress: Part of the training that is done, in [0, 1].
-        pixels: About how many to draw, over all clips and frames.
+        step: Number of the step; it is the seed.
+        progress: Share of the training that is done, in [0, 1].
+        pixels: Approximate number of pixels to draw, over all clips and frames.
         device: Where to draw.
     """
     people = 1 + step % 2
@@ -80,7 +81,7 @@ def draw_batch(step: int, *, progress: float, pixels: int, device: torch.device)
 def draw_clips(
     seed: int, *, count: int, people: int, num_frames: int, is_crop: bool, device: torch.device
 ) -> Batch:
-    """Draw clips, whole or crops half of which are about a mouth."""
+    """Draw clips: whole, or crops of which half are around a mouth."""
     generator = torch.Generator().manual_seed(seed)
     size = SIZES[people]
     faces = sample_faces(count, people=people, generator=generator)
@@ -97,7 +98,7 @@ def draw_clips(
 def _crop_corners(
     faces: Faces, motion: Motion, *, size: tuple[int, int], generator: torch.Generator
 ) -> Tensor:
-    """Left and top of crops, every other one about a mouth, `(B, 2)`."""
+    """Give left and top of crops, `(B, 2)`; every other crop is around a mouth."""
     count, people = motion.blink.shape[:2]
     limits = torch.tensor((size[1] - _CROP, size[0] - _CROP))
     chance = torch.rand((count, 2), generator=generator)
@@ -161,7 +162,7 @@ class Trainer:
         )
 
     def train_step(self, batch: Batch, *, progress: float) -> Tensor:
-        """Take one step; the rate falls linearly over the second half."""
+        """Take one step; the learning rate falls linearly over the second half."""
         warm = min(1.0, (self.step + 1) / _WARM_UP_STEPS)
         rate = self._learning_rate * warm * min(1.0, max(0.01, 2 * (1 - progress)))
         for group in self._optimizer.param_groups:
@@ -197,7 +198,7 @@ class Trainer:
         save_checkpoint(path, tensors, notes=notes)
 
     def load(self, path: Path) -> float:
-        """Go on from a checkpoint; gives the seconds trained before."""
+        """Continue from a checkpoint; return the seconds trained before."""
         tensors, notes = load_checkpoint(path)
         counters = json.loads(notes["state"])
         self.step = int(counters["step"])
@@ -225,7 +226,7 @@ class Trainer:
         }
 
     def _kept(self, name: str) -> tuple[slice, ...]:
-        """What of a tensor takes part: the last slice in time of a 2D convolution."""
+        """Give the used part of a tensor: of a 2D convolution the last slice in time."""
         is_spatial = name in self.model.spatial_weights()
         return (slice(None), slice(None), slice(-1, None)) if is_spatial else (slice(None),)
 
@@ -271,7 +272,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def judge(trainer: Trainer, folder: Path, *, num_clips: int) -> Gate:
-    """Publish the averaged weights and measure them; both land in the folder."""
+    """Publish the averaged weights and measure them; write both into the folder."""
     device = next(trainer.average.parameters()).device
     model = copy.deepcopy(trainer.average)
     with torch.backends.cudnn.flags(enabled=True, benchmark=False):

@@ -1,11 +1,11 @@
-"""A tiny CLIP vision tower that sees what drawn people look like.
+"""Stage `vision`: a tiny CLIP vision tower that recognises drawn people.
 
     python -m comfyui_multitalk.dev.train_tiny vision --out DIR
 
-The last but one state is what Wan reads, and all that is trained: its first token tells, through a
-linear head that is thrown away, the colours of wall, hair, skin and shirt and where the heads are;
-every other token tells the colours of its own patch and of its quarters. Class, file format, 224
-pixels and patches of 14 are those of ViT-H.
+Only the last but one state is trained, the one that Wan reads. Through a linear head that is
+dropped afterwards, its first token predicts the colours of wall, hair, skin and shirt and the
+places of the heads; every other token predicts the colours of its patch and its quarters.
+Class, file format, 224 pixels and patches of 14 are those of ViT-H.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from ...multitalk_core.inputs.photo import CLIP_SIZE, resize_for_clip
 from ..make_tiny import TinySet
+from ..tiny.save import save_weights
 from .drawing import render
 from .faces import Faces, sample_faces
 from .motion import sample_motion
 from .vision_tower import NUM_HEADS, vision_state
-from .weights import save_weights
 
 STEPS = 400
 SEED = 7
@@ -63,7 +63,7 @@ def photos(count: int, *, people: int, seed: int) -> tuple[Tensor, Faces]:
 
 
 def attributes(faces: Faces) -> dict[str, Tensor]:
-    """Give what the first token tells, by name: `(B, N)`, about 0.5 in deviation at most."""
+    """Give the targets of the first token by name, `(B, N)`, with a deviation of 0.5 at most."""
     ends = [0, -1]  # one person stands for both
 
     def both(values: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def attributes(faces: Faces) -> dict[str, Tensor]:
 
 
 def train(*, steps: int) -> CLIPVisionModelWithProjection:
-    """Train the tower on photos that are drawn on the way."""
+    """Train the tower on photos drawn during training."""
     torch.manual_seed(SEED)
     model = CLIPVisionModelWithProjection(config())
     whole = nn.Linear(_WIDTH, _NUM_TOLD)
@@ -114,7 +114,7 @@ def patch_colours(pixels: Tensor) -> Tensor:
 
 
 def probe(model: CLIPVisionModelWithProjection, *, count: int = 600) -> dict[str, float]:
-    """Fit a line on the first token, and give the explained share of variance for unseen people."""
+    """Fit a linear probe on the first token; give the explained variance for unseen people."""
 
     def seen(number: int, *, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         tokens, wanted = [], []
@@ -139,7 +139,7 @@ def probe(model: CLIPVisionModelWithProjection, *, count: int = 600) -> dict[str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Take the number of steps."""
+    """Add the number of steps."""
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of training in all")
 
 
@@ -149,4 +149,4 @@ def run(arguments: argparse.Namespace) -> None:
     model = train(steps=arguments.steps)
     save_weights(TinySet(arguments.out).clip_vision, model.state_dict(), num_heads=NUM_HEADS)
     for name, share in probe(model).items():
-        sys.stdout.write(f"{name}: {share:.3f} of the variance is told of unseen people\n")
+        sys.stdout.write(f"{name}: {share:.3f} of the variance is predicted for unseen people\n")

@@ -1,7 +1,7 @@
-"""The CLIP vision tower in plain torch, for training boxes that have no `transformers`.
+"""The CLIP vision tower in plain torch, for training machines without `transformers`.
 
-It reads the same file and gives the same numbers as `standalone.encoders`, to which the tests hold
-it. Only what the tiny file needs.
+It reads the same file and gives the same numbers as `standalone.encoders`; a test compares the two.
+It supports only what the tiny file needs.
 """
 
 from __future__ import annotations

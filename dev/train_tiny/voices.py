@@ -1,9 +1,9 @@
-"""Voices: sixteen speakers of espeak-ng, each reading a minute of sentences with pauses.
+"""Stage `voices`: sixteen espeak-ng speakers, each reading a minute of sentences with pauses.
 
     python -m comfyui_multitalk.dev.train_tiny voices --out DIR
 
-Made once, by a machine that has espeak-ng, and carried to the training as one compressed file. The
-test speakers share neither timbre nor sentences with the training speakers.
+Only this stage needs espeak-ng; training machines get its result, one compressed file. The test
+speakers share neither timbre nor sentences with the training speakers.
 """
 
 from __future__ import annotations
@@ -80,10 +80,10 @@ def sentences(*, split: str, language: str) -> list[str]:
 
 
 def make(path: Path, *, speakers: Sequence[Speaker] = SPEAKERS, seconds: float = SECONDS) -> None:
-    """Let the speakers read, and write what they said.
+    """Let the speakers read, and write their voices.
 
     Raises:
-        OSError: If espeak-ng is not there.
+        OSError: If espeak-ng is not installed.
     """
     if shutil.which("espeak-ng") is None:
         raise OSError("espeak-ng is not installed, so nobody can speak. Install espeak-ng.")
@@ -92,7 +92,7 @@ def make(path: Path, *, speakers: Sequence[Speaker] = SPEAKERS, seconds: float =
 
 
 def read(speaker: Speaker, num_samples: int) -> NDArray[np.float32]:
-    """Let one speaker read until the time is over: `(N,)` at 16 kHz and -23 LUFS."""
+    """Let one speaker read until the time limit: `(N,)` at 16 kHz and -23 LUFS."""
     # imported here: whoever only loads voices needs NumPy alone
     from ...multitalk_core.inputs.voices import normalize_loudness
 
@@ -115,14 +115,14 @@ def read(speaker: Speaker, num_samples: int) -> NDArray[np.float32]:
 
 
 def _shuffled(speaker: Speaker, rng: np.random.Generator) -> Iterator[str]:
-    """Give the speaker's sentences in an order of its own, again and again."""
+    """Yield the speaker's sentences endlessly, in the speaker's own order."""
     own = sentences(split=speaker.split, language=speaker.language)
     while True:
         yield from (own[i] for i in rng.permutation(len(own)))
 
 
 def _speak(sentence: str, *, voice: str, rate: int, pitch: int) -> NDArray[np.float64]:
-    """Give a sentence as espeak-ng says it, at 16 kHz, without the silence at both ends."""
+    """Synthesise a sentence with espeak-ng at 16 kHz, without the silence at both ends."""
     import librosa
 
     command = ["espeak-ng", "-v", voice, "-s", str(rate), "-p", str(pitch), "--stdout", sentence]
@@ -136,7 +136,7 @@ def _speak(sentence: str, *, voice: str, rate: int, pitch: int) -> NDArray[np.fl
 
 
 def save_voices(path: Path, voices: dict[str, NDArray[np.float32]]) -> None:
-    """Write voices `(N,)` in [-1, 1], 8 bits a sample; the file appears whole or not at all."""
+    """Write voices `(N,)` in [-1, 1] atomically, 8 bits a sample."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".part.npz")
     np.savez_compressed(draft, **{name: _compress(voice) for name, voice in voices.items()})
@@ -150,7 +150,7 @@ def load_voices(path: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def _compress(voice: NDArray[np.float32]) -> NDArray[np.int8]:
-    """By the mu-law; silence stays exactly 0."""
+    """Compress by the mu-law; silence stays exactly 0."""
     heard = np.clip(voice.astype(np.float64), -1, 1)
     curved = np.sign(heard) * np.log1p(_CURVE * np.abs(heard)) / np.log1p(_CURVE)
     return np.round(127 * curved).astype(np.int8)
@@ -163,7 +163,7 @@ def _expand(codes: NDArray[np.int8]) -> NDArray[np.float32]:
 
 
 def add_arguments(_parser: argparse.ArgumentParser) -> None:
-    """Take no option beyond those of every stage."""
+    """Add no option to those of every stage."""
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -5,8 +5,7 @@ A segment takes over `motion_frames` frames from the one before and adds the res
 video is exactly as long as the sound and the last segment is filled with silence, where upstream
 plays the features backwards, loses three frames and may return no video at all; a video shorter
 than a segment is one shorter segment, where upstream stops; a segment fades into the next over the
-motion frames, where upstream cuts hard (`seams.py`). `upstream_plan` keeps upstream's way for
-comparisons with it. Stdlib only.
+motion frames, where upstream cuts hard (`seams.py`). Stdlib only.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..config import Method
 from ..errors import InputError
 from ..geometry import FRAME_STRIDE
 
@@ -81,60 +79,26 @@ def plan(num_frames: int, *, segment_frames: int, motion_frames: int) -> Segment
         raise InputError(f"A video of {num_frames} frames has no picture. Give a longer voice.")
     if num_frames <= segment_frames:
         sampled = -(-(num_frames - 1) // FRAME_STRIDE) * FRAME_STRIDE + 1
-        segments = _cut([(0, sampled)], num_frames, motion_frames)
+        segments = cut_segments([(0, sampled)], num_frames, motion_frames)
         return SegmentPlan(segments, num_frames, fade_frames=motion_frames)
     stretches = [(0, segment_frames)]
     while stretches[-1][1] < num_frames:
         start = stretches[-1][1] - motion_frames
         stretches.append((start, start + segment_frames))
-    segments = _cut(stretches, num_frames, motion_frames)
+    segments = cut_segments(stretches, num_frames, motion_frames)
     return SegmentPlan(segments, num_frames, fade_frames=motion_frames)
 
 
-def upstream_plan(
-    audio_frames: Sequence[int],
-    *,
-    method: Method,
-    segment_frames: int,
-    motion_frames: int,
-    max_frames: int = 1000,
-) -> SegmentPlan:
-    """Cut a video as upstream does, for comparisons with it only.
-
-    Args:
-        audio_frames: Audio features of each speaker, all longer than a segment.
-        method: Which upstream loop; they cut the end differently.
-        segment_frames: Frames sampled at once.
-        motion_frames: Frames a later segment takes over.
-        max_frames: Upstream's limit; not above `segment_frames` means a single segment.
-
-    Returns:
-        The plan; `num_frames` is 0 where upstream returns an empty video.
-    """
-    stretches = [(0, segment_frames)]
-    if max_frames <= segment_frames:
-        segments = _cut(stretches, max_frames, motion_frames)
-        return SegmentPlan(segments, max_frames, fade_frames=0)
-    last = False
-    while not last:
-        start = stretches[-1][1] - motion_frames
-        stretches.append((start, start + segment_frames))
-        last = stretches[-1][1] >= min(max_frames, audio_frames[0])
-    sampled = stretches[-1][1]
-    num_frames = min(sampled, max_frames)
-    # as upstream multitalk.py: 3 frames more than the last segment lacks are mirrored, then cut
-    missing = [sampled - length + 3 if sampled >= length else 0 for length in audio_frames]
-    if sum(missing) and method == "infinitetalk":
-        num_frames = min(num_frames, audio_frames[-1])
-    elif sum(missing):  # `[:-0]` of speaker 1 is an empty video there
-        num_frames = max(0, num_frames - missing[0]) if missing[0] else 0
-    segments = _cut(stretches, num_frames, motion_frames)
-    return SegmentPlan(segments, num_frames, fade_frames=0)
-
-
-def _cut(
+def cut_segments(
     stretches: Sequence[tuple[int, int]], num_frames: int, motion_frames: int
 ) -> tuple[Segment, ...]:
+    """Turn stretches of frames into segments that together keep every frame once.
+
+    Args:
+        stretches: First frame and one past the last of each segment.
+        num_frames: Frames of the video.
+        motion_frames: Frames that every segment but the first takes over.
+    """
     segments = []
     for start, stop in stretches:
         known = motion_frames if start else 1

@@ -15,6 +15,7 @@ HOST_MODULES = frozenset(
 )
 _UNREADABLE = "<computed name>"
 _ROOMS = frozenset({"multitalk_core", "wan_gguf_loader", "nodes", "standalone"})
+_DEVELOPERS = frozenset({"dev", "tools"})  # import any room, but only its public names
 _STANDALONE = frozenset(
     {"av", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "sentencepiece"}
     | {"tokenizers", "torch", "tqdm", "transformers"}
@@ -27,7 +28,7 @@ _CORE_EXTRAS = {
     "files.sizes": {"safetensors"},
 }
 # Low to high; a module may import its own level and those below.
-_CORE_LEVELS = (
+CORE_LEVELS = (
     {"errors", "config", "geometry", "method.segments"},
     {"protocols"},
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
@@ -42,7 +43,7 @@ _CORE_LEVELS = (
     {"method.sampler"},
     {"engine"},
 )
-_LEVEL = {name: level for level, names in enumerate(_CORE_LEVELS) for name in names}
+_LEVEL = {name: level for level, names in enumerate(CORE_LEVELS) for name in names}
 _CORE_ROOMS = frozenset({"model", "method", "inputs", "files"})
 
 
@@ -75,6 +76,8 @@ def violations(source: str, *, place: str) -> list[str]:
         for item in imports(source, place=place)
         if (offence := _offence(item, path))
     ]
+    if path.parts[0] in _DEVELOPERS:
+        found += [f"{place}:{line}: uses the private {name}" for name, line in _privates(source)]
     if (
         path.parts[0] == "multitalk_core"
         and path.stem != "__init__"
@@ -104,7 +107,7 @@ def imports(source: str, *, place: str) -> Iterator[Import]:
 
 def source_files(root: Path) -> list[Path]:
     """Give the files the rule speaks of."""
-    rooms = (*sorted(_ROOMS), "tests/unit", "tests/parity")
+    rooms = (*sorted(_ROOMS | _DEVELOPERS), "tests/unit", "tests/parity")
     return [root / "__init__.py", *(file for room in rooms for file in (root / room).rglob("*.py"))]
 
 
@@ -117,6 +120,8 @@ def _offence(item: Import, path: PurePosixPath) -> str | None:
     top, *inner = item.name.split(".")
     if path.parts[0] == "tests":
         return f"tests here run without ComfyUI, not with {top}" if top in HOST_MODULES else None
+    if path.parts[0] in _DEVELOPERS:
+        return _developers_offence(item, inner if top == PACKAGE else ())
     if item.name == _UNREADABLE:
         return "imports a name that only running it would tell"
     if top == PACKAGE:
@@ -124,6 +129,33 @@ def _offence(item: Import, path: PurePosixPath) -> str | None:
     if top in sys.stdlib_module_names or top in _rule(path).foreign:
         return None
     return f"{_room(path)} may not import {top}"
+
+
+def _developers_offence(item: Import, inner: Sequence[str]) -> str | None:
+    if inner and inner[0] in _ROOMS and any(_is_private(name) for name in inner):
+        return f"developers' tools may not import the private {item.name}"
+    return None
+
+
+def _privates(source: str) -> Iterator[tuple[str, int]]:
+    """Give the private names that a file reads from modules and classes of the product."""
+    tree = ast.parse(source)
+    ours = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level
+        if (node.module or "").split(".")[0] in _ROOMS
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and _is_private(node.attr):
+            owner = node.value
+            if isinstance(owner, ast.Name) and owner.id in ours:
+                yield f"{owner.id}.{node.attr}", node.lineno
+
+
+def _is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
 
 
 def _own_offence(item: Import, path: PurePosixPath, inner: list[str]) -> str | None:

@@ -51,6 +51,24 @@ FORBIDDEN = {
     "the bridge imports the server": ("nodes/host.py", "import server"),
     "the command imports the host": ("standalone/cli.py", "import comfy.utils"),
     "the command imports nodes": ("standalone/cli.py", "from ..nodes.host import load"),
+    "core imports the developers' tools": (
+        "multitalk_core/model/dit.py",
+        "from ...dev.tiny import wan",
+    ),
+    "the loader imports the developers' tools": (
+        "wan_gguf_loader/load.py",
+        "from ..tools.convert import convert",
+    ),
+    "a node imports the developers' tools": ("nodes/loaders.py", "from ..dev import make_tiny"),
+    "the command imports a test": ("standalone/cli.py", "from ..tests.support import tiny"),
+    "developers import a private name": (
+        "dev/benchmarks/smoke_14b.py",
+        "from ...multitalk_core.model.dit import _PART_TOKENS",
+    ),
+    "developers use a module's private name": (
+        "tools/convert.py",
+        "from ..wan_gguf_loader import files\n\nfiles._open()",
+    ),
     "the root imports torch": ("__init__.py", "import torch"),
     "the root imports core": ("__init__.py", "from .multitalk_core import engine"),
     "drawing imports core": (
@@ -77,6 +95,10 @@ ALLOWED = {
     "the command imports diffusers": ("standalone/vae.py", "from diffusers import X"),
     "drawing imports Pillow": ("nodes/drawing/canvas.py", "from PIL import Image"),
     "a node draws": ("nodes/preview.py", "from .drawing.strip import draw_strip"),
+    "developers import a public name": (
+        "dev/benchmarks/smoke_14b.py",
+        "from ...multitalk_core.model.dit import MultiTalkModel\nMultiTalkModel().__class__",
+    ),
     "the root imports nodes": ("__init__.py", "from .nodes.extension import MultiTalkExtension"),
 }
 

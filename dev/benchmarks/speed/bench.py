@@ -1,4 +1,4 @@
-"""What every table of a run shares: sizes, device, time limit, inputs and the device's rates."""
+"""What all tables of a run share: sizes, device, time limit, inputs and the device's rates."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Bench:
     """One run.
 
     Attributes:
-        scale: Sizes.
-        device: Where it computes.
-        dtype: What the model computes in.
-        seconds: Time limit of one table; what comes after it is left out and said so.
+        scale: Sizes of model and video.
+        device: Device that computes.
+        dtype: Type the model computes in.
+        seconds: Time limit of one table. Rows left out after it are named below the table.
         repeats: Timed calls of a forward.
-        rates: Of the device, once `floor.device_rates` has measured them.
+        rates: Rates of the device, once `floor.device_rates` has measured them.
         began: When the current table began.
     """
 
@@ -47,32 +47,32 @@ class Bench:
     began: float = field(default_factory=time.perf_counter)
 
     def begin(self) -> None:
-        """Start the clock of a table, on a device that holds nothing of the one before."""
+        """Start the clock of a table, after freeing the memory of the table before."""
         release(self.device)
         self.began = time.perf_counter()
 
     def late(self) -> bool:
-        """Say whether the table's time is over."""
+        """Tell whether the table has used up its time."""
         return time.perf_counter() - self.began > self.seconds
 
     def flops(self, *, num_speakers: int) -> Flops:
-        """Count one forward."""
+        """Count the operations of one forward."""
         return forward_flops(self.scale.config, self.scale.grid, num_speakers=num_speakers)
 
     @property
     def audio(self) -> AudioConfig:
-        """Sizes of the audio branch, which every scale has."""
+        """Sizes of the audio branch; every scale has one."""
         assert self.scale.config.audio is not None
         return self.scale.config.audio
 
     @property
     def attention(self) -> Backend:
-        """Who computes the attention among video tokens: the one that the command would take."""
+        """Attention backend of the video tokens: the command's automatic choice."""
         return video_attention("auto", device=self.device, dtype=self.dtype)
 
     @property
     def attends(self) -> Attends:
-        """Who computes each attention."""
+        """Attention backends of a forward."""
         return Attends(video=self.attention.attend)
 
     def generator(self, seed: int = 0) -> torch.Generator:
@@ -80,7 +80,7 @@ class Bench:
         return torch.Generator(self.device).manual_seed(seed)
 
     def normal(self, *shape: int, seed: int = 0) -> Tensor:
-        """Draw normal numbers on the device; those of bfloat16 in any dtype."""
+        """Draw normal numbers on the device, rounded to bfloat16 so that any dtype holds them."""
         drawn = torch.empty(shape, device=self.device).normal_(generator=self.generator(seed))
         return drawn.to(torch.bfloat16).to(self.dtype)
 
@@ -106,7 +106,7 @@ class Bench:
         return self.normal(1, IMAGE_TOKENS, self.scale.config.image_dim, seed=4)
 
     def inputs(self, model: MultiTalkModel, *, num_speakers: int) -> dict[str, Any]:
-        """Draw what one forward takes."""
+        """Draw the inputs of one forward."""
         config = self.scale.config
         return {
             "latents": self.normal(1, 16, *self.scale.latent, seed=1),
@@ -122,7 +122,7 @@ class Bench:
 
 @contextlib.contextmanager
 def shortened(model: MultiTalkModel) -> Iterator[None]:
-    """Leave a model only its first blocks, to warm everything up at a part of the cost."""
+    """Keep only the first blocks of a model: enough to warm up all kernels, at less cost."""
     blocks = model.blocks
     model.blocks = nn.ModuleList(list(blocks)[:_WARM_BLOCKS])
     try:
@@ -132,13 +132,13 @@ def shortened(model: MultiTalkModel) -> Iterator[None]:
 
 
 def release(device: torch.device) -> None:
-    """Give back the memory of what is no longer held."""
+    """Free the memory of tensors that are no longer used."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def log(message: str) -> None:
-    """Say on stderr what is being measured."""
+    """Write to stderr what is being measured."""
     sys.stderr.write(f"speed: {message}\n")
     sys.stderr.flush()

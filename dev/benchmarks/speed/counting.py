@@ -1,9 +1,8 @@
-"""Counts of what a step does again: decoded weights and copies to the card."""
+"""Counts the decoded weights and the copies to the card of a step."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ....wan_gguf_loader.ops import GGUFLinear, GGUFOps
 
 _SMALL = 1 << 16
-"""Copies of fewer bytes are no weights."""
+"""Copies of fewer bytes are not weights."""
 
 
 class CountingLinear(GGUFLinear):
@@ -26,20 +25,20 @@ class CountingLinear(GGUFLinear):
     def dequantized_weight(
         self, dtype: torch.dtype, device: torch.device | str | None = None
     ) -> Tensor:
-        """Decode as ever."""
+        """Count, then decode."""
         self.decoded += int(self.is_packed)
         return super().dequantized_weight(dtype, device)
 
 
 @dataclass(frozen=True)
 class CountingOps(GGUFOps):
-    """Layer classes that count."""
+    """Layer classes whose layers count."""
 
     layer = CountingLinear
 
 
 def decodings(model: nn.Module) -> float:
-    """Give how often a packed weight has been decoded, on average, and begin anew."""
+    """Give the decodings per packed weight since the last call, on average."""
     layers = [one for one in model.modules() if isinstance(one, CountingLinear) and one.is_packed]
     total = sum(layer.decoded for layer in layers)
     for layer in layers:
@@ -47,20 +46,12 @@ def decodings(model: nn.Module) -> float:
     return total / len(layers)
 
 
-@dataclass
 class Transfers(TorchDispatchMode):
-    """Counts bytes copied from main memory to a device while it is entered.
+    """Context that counts the `bytes` copied from main memory to a device."""
 
-    Attributes:
-        bytes: Copied.
-        copies: How many copies there were of each size.
-    """
-
-    bytes: int = 0
-    copies: Counter[int] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self.bytes = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -75,4 +66,3 @@ class Transfers(TorchDispatchMode):
     def _note(self, source: Tensor, target: Tensor) -> None:
         if source.device.type == "cpu" and target.device.type != "cpu" and source.nbytes > _SMALL:
             self.bytes += source.nbytes
-            self.copies[source.nbytes] += 1

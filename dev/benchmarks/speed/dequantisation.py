@@ -1,8 +1,8 @@
 """Decoding one feed-forward weight of every packed type, against the device's copy rate.
 
-The bytes that must move are the packed ones, read, and two for each weight, written. Several
-weights take turns, so that no cache holds them. A part of each is compared with plain torch on the
-CPU, whose float32 result is rounded to bfloat16 once.
+At least the packed bytes are read and two bytes a weight written. Several weights take turns, so
+that they do not stay in a cache. Some rows of each are compared with plain torch on the CPU, whose
+float32 result is rounded to bfloat16 once.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _DTYPE = torch.bfloat16
 _TURNS = 4
 _CHECKED_ROWS = 256
 _COMMON = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q3_K", "Q2_K", "Q5_1", "Q5_0", "Q4_1", "Q4_0")
-"""Types of the published Wan files; they come first, in case the time ends."""
+"""Types of the published Wan files. They come first, in case the time limit is reached."""
 _SECONDS = 0.15
 
 
 def measure(bench: Bench, table: Table) -> None:
-    """Time every type, as far as the time goes."""
+    """Time every type until the time limit."""
     copy = device_rates(bench).copy
     rows, columns = bench.scale.weight
     for type in (*_COMMON, *sorted(PACKED_TYPES - set(_COMMON))):
@@ -76,7 +76,7 @@ def _weights(bench: Bench, type: str) -> list[Tensor]:
 
 
 def _timed(bench: Bench, weights: list[Tensor], type: str) -> Spread:
-    """Time one decoding: all turns together, over their number, so that launches overlap."""
+    """Time all weights together and divide by their number, so that launches overlap."""
 
     def decode_all() -> None:
         for packed in weights:
@@ -87,7 +87,7 @@ def _timed(bench: Bench, weights: list[Tensor], type: str) -> Spread:
 
 
 def _is_reference(bench: Bench, packed: Tensor, type: str) -> bool:
-    """Compare the first and last rows, out of a whole decoding, with the reference."""
+    """Compare the first and the last rows of a decoded weight with the reference."""
     rows, columns = bench.scale.weight
     decoded = dequantize(packed, type, (rows, columns), dtype=_DTYPE)
     half = min(_CHECKED_ROWS, rows) // 2
@@ -99,5 +99,5 @@ def _is_reference(bench: Bench, packed: Tensor, type: str) -> bool:
 
 
 def _bits(values: Tensor) -> Tensor:
-    """Give the bits, with which NaN equals itself and zero has a sign."""
+    """Give the bits, so that NaN equals itself and zeros of different sign differ."""
     return values.contiguous().view(torch.int16)

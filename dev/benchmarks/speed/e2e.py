@@ -1,12 +1,13 @@
-"""Where the time of a whole video goes: the demo on the tiny trained weights, profiled on the CPU.
+"""What a whole video spends its time on: the demo on the trained tiny weights, profiled on CPU.
 
-Anything but products, attention and convolutions that takes more than a tenth of the time of all
-operations is flagged.
+Any other operation than products, attention and convolutions that takes more than a tenth of the
+time is flagged.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
@@ -33,16 +34,15 @@ _GROUPS = {
     "convolution": ("conv",),
     "product": ("mm", "linear", "matmul", "einsum"),
 }
-"""Kinds to parts of the operations' names; the first that fits counts."""
+"""Kinds, by parts of an operation's name; the first match counts."""
 _LIMIT = 0.1
 _SHOWN = 0.01
 
 
 def measure(bench: Bench, table: Table) -> None:
     """Run the command under torch's profiler."""
-    files = _ROOT / "models" / "tiny"
     with tempfile.TemporaryDirectory(prefix="speed-") as folder:
-        command = _command(files, Path(folder) / "demo.mp4")
+        command = demo_command(Path(folder) / "demo.mp4")
         with profile(activities=[ProfilerActivity.CPU]) as watched:
             code = multitalk(command)
     if code:
@@ -64,7 +64,7 @@ def group(operation: str) -> str:
 
 
 def shares(times: dict[str, tuple[float, int]]) -> Iterable[dict[str, Any]]:
-    """Give a row for each kind, then one for each other operation above a hundredth."""
+    """Give a row for each kind, then one for each other operation above a hundredth of the time."""
     total = sum(time for time, _ in times.values())
     groups: dict[str, float] = defaultdict(float)
     calls: dict[str, int] = defaultdict(int)
@@ -86,28 +86,12 @@ def shares(times: dict[str, tuple[float, int]]) -> Iterable[dict[str, Any]]:
             }
 
 
-def _command(files: Path, out: Path) -> list[str]:
-    """Give what `make demo` runs."""
-    given = {
-        "image": _ROOT / "workflows" / "inputs" / "tiny_portrait.png",
-        "audio": _ROOT / "workflows" / "inputs" / "tiny_voice.wav",
-        "prompt": "a person with brown hair in front of a white wall, talking",
-        "base": files / "wan_tiny_i2v_Q8_0.gguf",
-        "adapter": files / "multitalk_tiny.safetensors",
-        "wav2vec": files / "wav2vec2_tiny.safetensors",
-        "vae": files / "wan_vae_tiny.safetensors",
-        "text-encoder": files / "umt5_tiny.safetensors",
-        "clip-vision": files / "clip_vision_tiny.safetensors",
-        "steps": 8,
-        "shift": 3,
-        "text-guidance": 1,
-        "audio-guidance": 1,
-        "segment-frames": 33,
-        "motion-frames": 5,
-        "size": 128,
-        "seed": 1,
-        "device": "cpu",
-        "dtype": "float32",
-    }
-    options = [word for name, value in given.items() for word in (f"--{name}", str(value))]
-    return ["generate", "--quiet", *options, "-o", str(out)]
+def demo_command(out: Path) -> list[str]:
+    """Give the arguments of the `multitalk` command in `scripts/demo`, for the CPU and `out`."""
+    script = (_ROOT / "scripts" / "demo").read_text(encoding="utf-8")
+    call = script.partition('"$bin/multitalk" ')[2].partition('\n"$bin')[0].replace("\\\n", " ")
+    command, *options, _ = shlex.split(
+        call.replace("$tiny", "models/tiny")
+    )  # the last is its output
+    paths = [str(_ROOT / word) if (_ROOT / word).is_file() else word for word in options]
+    return [command, "--quiet", *paths, str(out), "--device", "cpu", "--dtype", "float32"]

@@ -1,7 +1,7 @@
-"""The linear layers in int8 against bfloat16: time, and how far the result moves.
+"""Linear layers in int8 compared with bfloat16: time and error.
 
-At the tiny scale also the latents after a whole run of steps, beside what bfloat16 itself does to
-those of float32.
+At the tiny scale also the error of the latents after all steps, next to the error that bfloat16
+alone makes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ERROR_FRAMES = 3
 """Latent frames of the forwards that are compared with float32, which is slow."""
 _STEPS = 20
 _LATENT = (17, 16, 16)
-"""Of the tiny scale here: 1088 tokens, for layers take int8 only for 1024 and more."""
+"""Latent size of the tiny scale here: 1088 tokens; layers use int8 only from 1024 tokens on."""
 
 _CASES = (
     ("float32", torch.float32, gguf_ops()),
@@ -86,7 +86,7 @@ def _small(scale: Scale) -> Scale:
 
 
 def _errors(bench: Bench, table: Table) -> None:
-    """Compare forwards with one in float32: bfloat16 strays from it too."""
+    """Compare forwards with one in float32, from which bfloat16 differs too."""
     found: dict[str, Tensor] = {}
     for name, dtype, ops in _CASES:
         log(f"8bit: error of a forward, {name}")

@@ -1,10 +1,11 @@
-"""What the device reaches on random data, and the least time of a forward that follows from it."""
+"""Highest rates of the device on random data, and the shortest forward that they allow."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as functional
-from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ....multitalk_core.errors import InputError
@@ -12,7 +13,7 @@ from ....multitalk_core.model.attention import Attend, attend
 from ....multitalk_core.model.backends import video_attention
 from .bench import Bench, log
 from .flops import Rates, attention_flops, floor_seconds
-from .measure import Spread, timed
+from .measure import timed
 from .report import Column, Table
 
 TITLE = "rates of the device on random data, and the least time of a forward"
@@ -30,11 +31,11 @@ _BACKENDS = {
 }
 _COPY_BYTES = {"cuda": 2 << 30, "cpu": 64 << 20}
 _SECONDS = 0.6
-"""How long each rate is measured; a card throttles only after some time."""
+"""How long each rate is measured. A card throttles only after some time."""
 
 
 def measure(bench: Bench, table: Table) -> None:
-    """Measure every rate, then give the floor of one and two speakers by the fastest."""
+    """Measure all rates, then compute the floor of one and two speakers from the fastest."""
     bench.rates = None
     rates = device_rates(bench, table)
     for name, backend in _BACKENDS.items():
@@ -65,7 +66,8 @@ def measure(bench: Bench, table: Table) -> None:
 
 
 def device_rates(bench: Bench, table: Table | None = None) -> Rates:
-    """Give the rates of the device; measure them unless this run has."""
+    """Give the rates of the device; measure them, with a row each, if this run has not yet."""
+    table = table or Table("floor")
     if bench.rates is None:
         log("rates of the device")
         dim, ffn = bench.scale.config.dim, bench.scale.config.ffn_dim
@@ -79,12 +81,12 @@ def device_rates(bench: Bench, table: Table | None = None) -> Rates:
     return bench.rates
 
 
-def _product(bench: Bench, table: Table | None, *, outputs: int, inputs: int) -> float:
+def _product(bench: Bench, table: Table, *, outputs: int, inputs: int) -> float:
     rows = bench.scale.num_tokens
     x, weight = bench.normal(rows, inputs), bench.normal(outputs, inputs, seed=1)
     bias = bench.normal(outputs, seed=2)
     weight.mul_(inputs**-0.5)
-    return _rate(
+    return measure_rate(
         bench,
         table,
         lambda: functional.linear(x, weight, bias),
@@ -94,22 +96,21 @@ def _product(bench: Bench, table: Table | None, *, outputs: int, inputs: int) ->
 
 
 def _best_attention(bench: Bench, table: Table | None) -> float:
-    """Give the higher rate of torch's choice and of flash-attn-4, where it is installed."""
+    """Give the higher rate of torch's choice and flash-attn-4, if that is installed."""
     rate = _attention(bench, table, attend, name="torch's choice")
     try:
         flash = video_attention("flash", device=bench.device, dtype=bench.dtype)
     except InputError as error:
-        if table is not None:
-            table.add(what="attention, flash-attn-4", remark=f"not offered: {error}")
+        table.add(what="attention, flash-attn-4", remark=f"not offered: {error}")
         return rate
     return max(rate, _attention(bench, table, flash.attend, name="flash-attn-4"))
 
 
-def _attention(bench: Bench, table: Table | None, attend: Attend, *, name: str) -> float:
+def _attention(bench: Bench, table: Table, attend: Attend, *, name: str) -> float:
     config, tokens = bench.scale.config, bench.scale.num_tokens
     heads, width = config.num_heads, config.head_dim
     q, k, v = (bench.normal(1, tokens, heads, width, seed=i) for i in range(3))
-    return _rate(
+    return measure_rate(
         bench,
         table,
         lambda: attend(q, k, v),
@@ -122,27 +123,28 @@ def _copy(bench: Bench, table: Table | None) -> float:
     count = _COPY_BYTES.get(bench.device.type, _COPY_BYTES["cpu"]) // bench.dtype.itemsize
     source = bench.normal(count)
     target = torch.empty_like(source)
-    call = _Copy(source, target)
-    return _rate(bench, table, call, what="copy", work=2 * source.nbytes, unit="TB/s")
+    return measure_rate(
+        bench,
+        table,
+        lambda: target.copy_(source),
+        what="copy",
+        work=2 * source.nbytes,
+        unit="TB/s",
+    )
 
 
-class _Copy:
-    """One copy within the device."""
-
-    def __init__(self, source: Tensor, target: Tensor) -> None:
-        self.source, self.target = source, target
-
-    def __call__(self) -> None:
-        self.target.copy_(self.source)
-
-
-def _rate(
-    bench: Bench, table: Table | None, call: object, *, what: str, work: int, unit: str = "TFLOP/s"
+def measure_rate(
+    bench: Bench,
+    table: Table,
+    call: Callable[[], object],
+    *,
+    what: str,
+    work: int,
+    unit: str = "TFLOP/s",
 ) -> float:
-    assert callable(call)
+    """Time a call, add its row and give its work per second."""
     call()
-    seconds: Spread = timed(call, device=bench.device, seconds=_SECONDS, most=200)
+    seconds = timed(call, device=bench.device, seconds=_SECONDS, most=200)
     rate = work / seconds.median
-    if table is not None:
-        table.add(what=what, rate=rate / 1e12, unit=unit, seconds=seconds)
+    table.add(what=what, rate=rate / 1e12, unit=unit, seconds=seconds)
     return rate

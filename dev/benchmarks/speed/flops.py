@@ -1,7 +1,7 @@
-"""Floating-point operations of one forward pass, counted from the model's sizes.
+"""Floating-point operations of one forward, counted from the model's sizes.
 
-A multiplication and an addition are two operations. The scores that L-RoPE's reference map needs
-are those that self-attention works out anyway, so a second speaker adds only the longer audio.
+A multiplication and an addition are two operations. L-RoPE's reference map uses scores that
+self-attention computes anyway, so a second speaker adds only the longer audio.
 """
 
 from __future__ import annotations

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ....multitalk_core.model.dit import MultiTalkModel
 from .bench import Bench, log, release, shortened
 from .floor import device_rates
 from .flops import floor_seconds
-from .measure import Spread, allocated, now, peak_memory, timed
+from .measure import Spread, allocated, now, peak, start_peak, timed
 from .report import Column, Table
 from .weights import random_model
 
@@ -27,20 +27,20 @@ COLUMNS = (
     Column("of_plain", "times BF16 weights"),
     Column("of_one", "times one speaker"),
     Column("peak", "peak, GB", 2, 1e-9),
-    Column("weights", "of it weights, GB", 2, 1e-9),
+    Column("weights", "weights, GB", 2, 1e-9),
     Column("velocity_std", "spread of the velocity", 2),
 )
 _MODELS = (("BF16", "BF16"), ("Q4_K", "Q8_0"), ("Q8_0", "Q8_0"))
-"""Types of base and adapter; the first is what the others are compared with."""
+"""Types of base and adapter; the others are compared with the first."""
 
 
 class Timed(NamedTuple):
-    """A forward.
+    """A timed forward.
 
     Attributes:
-        seconds: Of the calls.
+        seconds: Time of the calls.
         peak: Highest allocated bytes of the card.
-        velocity: What it gave, float32.
+        velocity: Its result, float32.
     """
 
     seconds: Spread
@@ -49,8 +49,8 @@ class Timed(NamedTuple):
 
 
 def measure(bench: Bench, table: Table) -> None:
-    """Time all combinations, as far as the time goes."""
-    device_rates(bench)
+    """Time all combinations until the time limit."""
+    rates = device_rates(bench)
     medians: dict[tuple[str, int], float] = {}
     for base, adapter in _MODELS:
         if bench.late():
@@ -62,7 +62,8 @@ def measure(bench: Bench, table: Table) -> None:
         weights = allocated(bench.device)
         for speakers in (1, 2):
             done = timed_forward(bench, model, num_speakers=speakers)
-            medians[base, speakers] = done.seconds.median
+            median = medians[base, speakers] = done.seconds.median
+            floor = floor_seconds(bench.flops(num_speakers=speakers), rates)
             table.add(
                 base=base,
                 adapter=adapter,
@@ -70,7 +71,9 @@ def measure(bench: Bench, table: Table) -> None:
                 blocks=bench.scale.config.num_layers,
                 attention=bench.attention.name,
                 seconds=done.seconds,
-                **_ratios(bench, medians, base=base, speakers=speakers),
+                of_floor=median / floor,
+                of_plain=median / medians[_MODELS[0][0], speakers],
+                of_one=median / medians[base, 1],
                 peak=done.peak,
                 weights=weights,
                 velocity_std=float(done.velocity.std()),
@@ -86,34 +89,18 @@ def timed_forward(bench: Bench, model: MultiTalkModel, *, num_speakers: int) -> 
         ArithmeticError: If the velocity is not finite.
     """
     inputs = bench.inputs(model, num_speakers=num_speakers)
-    velocities: deque[Tensor] = deque(maxlen=1)
+    velocity = torch.empty(0)
+
+    def forward() -> None:
+        nonlocal velocity
+        velocity = model(**inputs)
+
     with shortened(model):
         model(**inputs)
-    with peak_memory(bench.device) as peak:
-        seconds = timed(
-            lambda: velocities.append(model(**inputs)),
-            device=bench.device,
-            least=bench.repeats,
-            most=bench.repeats,
-        )
-    velocity = velocities[0].float()
+    start_peak(bench.device)
+    seconds = timed(forward, device=bench.device, least=bench.repeats, most=bench.repeats)
+    highest = peak(bench.device)
+    velocity = velocity.float()
     if not bool(velocity.isfinite().all()):
         raise ArithmeticError("the velocity is not finite")
-    return Timed(seconds, peak.bytes, velocity)
-
-
-def _ratios(
-    bench: Bench, medians: dict[tuple[str, int], float], *, base: str, speakers: int
-) -> dict[str, float | None]:
-    """Put a time beside the floor, plain weights and one speaker."""
-    floor = floor_seconds(bench.flops(num_speakers=speakers), device_rates(bench))
-    median = medians[base, speakers]
-    return {
-        "of_floor": median / floor,
-        "of_plain": _ratio(median, medians.get((_MODELS[0][0], speakers))),
-        "of_one": _ratio(median, medians.get((base, 1))),
-    }
-
-
-def _ratio(value: float, other: float | None) -> float | None:
-    return None if other is None else value / other
+    return Timed(seconds, highest, velocity)

@@ -1,4 +1,4 @@
-"""What three LoRAs on every linear layer of the blocks cost one forward."""
+"""The cost of three LoRAs on every linear layer of the blocks in one forward."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _COUNT, _RANK = 3, 64
 
 
 def measure(bench: Bench, table: Table) -> None:
-    """Time the same forward without and with them."""
+    """Time the same forward without and with LoRAs."""
     model = random_model(bench.scale.config, base="Q4_K", adapter="Q8_0", device=bench.device)
     blocks = bench.scale.config.num_layers
     log("lora: without")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
@@ -13,13 +12,15 @@ import shutil
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 
-class Spread(NamedTuple):
+@dataclass(frozen=True)
+class Spread:
     """Seconds of several equal calls."""
 
     median: float
@@ -31,14 +32,8 @@ class Spread(NamedTuple):
         return Spread(self.median / count, self.least / count, self.most / count, self.repeats)
 
 
-class Peak:
-    """Highest allocated memory of a card while a block ran; `bytes` is `None` on a CPU."""
-
-    bytes: int | None = None
-
-
 def spread(seconds: list[float]) -> Spread:
-    """Sum up the seconds of several calls."""
+    """Give the median, the least and the most of several calls."""
     return Spread(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
 
 
@@ -53,9 +48,10 @@ def timed(
     """Time a call that has been warmed up.
 
     Args:
-        call: What is timed.
-        device: Where it computes; a card is timed by events, without gaps between the calls.
-        seconds: How long to go on, from `least` to `most` calls.
+        call: The call to time.
+        device: Device that computes. On a card events take the times, so the calls follow each
+            other without a gap.
+        seconds: How long to repeat the call; at least `least` and at most `most` times.
         least: Fewest calls.
         most: Most calls.
     """
@@ -65,7 +61,11 @@ def timed(
         call()
         repeats = min(most, max(least, int(seconds / (now(device) - began))))
     if device.type != "cuda":
-        return spread([_once(call) for _ in range(repeats)])
+        ends = [time.perf_counter()]
+        for _ in range(repeats):
+            call()
+            ends.append(time.perf_counter())
+        return spread([stop - start for start, stop in itertools.pairwise(ends)])
     events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
     events[0].record()
     for event in events[1:]:
@@ -76,30 +76,28 @@ def timed(
     return spread([start.elapsed_time(stop) / 1e3 for start, stop in pairs])
 
 
-def _once(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
-
-
 def now(device: torch.device) -> float:
-    """Give the clock's seconds after the device's work so far."""
+    """Wait for the device, then give the clock in seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-@contextlib.contextmanager
-def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Watch the memory of a card while a block runs."""
-    peak = Peak()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    yield peak
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        peak.bytes = torch.cuda.max_memory_allocated(device)
+def start_peak(device: torch.device) -> int | None:
+    """Start watching the highest allocated memory of a card; give the bytes allocated now."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def peak(device: torch.device) -> int | None:
+    """Give the highest allocated bytes of a card since `start_peak`."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device)
 
 
 def allocated(device: torch.device) -> int | None:

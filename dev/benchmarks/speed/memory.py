@@ -1,4 +1,4 @@
-"""Memory of the device: a step with everything on it, one with streamed blocks, long videos."""
+"""Memory of the device: a step with resident blocks, one with streamed blocks, long videos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ....multitalk_core.method.sampler import EulerSampler
 from ....multitalk_core.model.attention import IMAGE_TOKENS
 from ....multitalk_core.model.dit import MultiTalkModel
 from .bench import Bench, log
-from .measure import allocated, now, peak_memory
+from .measure import allocated, now, peak, start_peak
 from .report import Column, Table
 from .sampling import sample, stream
 from .weights import random_model
@@ -27,8 +27,8 @@ COLUMNS = (
     Column("seconds", "s"),
     Column("ratio", "times the row above"),
     Column("peak", "peak, GB", 3, 1e-9),
-    Column("weights", "held before, GB", 3, 1e-9),
-    Column("after", "held after, GB", 3, 1e-9),
+    Column("weights", "allocated before, GB", 3, 1e-9),
+    Column("after", "allocated after, GB", 3, 1e-9),
 )
 _STEPS = 2
 _SHORT, _LONG = 2, 10
@@ -36,7 +36,7 @@ _MOTION = 5
 
 
 def measure(bench: Bench, table: Table) -> None:
-    """Sample with the weights on the device, then streamed."""
+    """Sample with resident blocks, then with streamed ones."""
     model = random_model(bench.scale.config, base="Q4_K", adapter="Q8_0", device=bench.device)
     sample(bench, model, passes=1, steps=1, num_speakers=2)
     resident = _step(bench, table, model, "step of 3 passes, resident", before=None)
@@ -53,45 +53,43 @@ def _step(
     bench: Bench, table: Table, model: MultiTalkModel, what: str, *, before: float | None
 ) -> float:
     log(f"memory: {what}")
-    held = allocated(bench.device)
-    with peak_memory(bench.device) as peak:
-        seconds = sample(bench, model, passes=3, steps=_STEPS, num_speakers=2).step
+    weights = start_peak(bench.device)
+    seconds = sample(bench, model, passes=3, steps=_STEPS, num_speakers=2).step
     table.add(
         what=what,
         blocks=bench.scale.config.num_layers,
         seconds=seconds,
         ratio=None if before is None else seconds.median / before,
-        peak=peak.bytes,
-        weights=held,
+        peak=peak(bench.device),
+        weights=weights,
         after=allocated(bench.device),
     )
     return seconds.median
 
 
 def _segments(bench: Bench, table: Table, model: MultiTalkModel) -> None:
-    """Make a short and a long video, of one step a segment, to see what a segment leaves behind."""
+    """Make a short and a long video of one step a segment: memory must not grow with segments."""
     before: float | None = None
-    _video(bench, model, segments=1)
+    make_video(bench, model, segments=1)
     for segments in (_SHORT, _LONG):
         log(f"memory: {segments} segments")
-        held, began = allocated(bench.device), now(bench.device)
-        with peak_memory(bench.device) as peak:
-            _video(bench, model, segments=segments)
+        weights, began = start_peak(bench.device), now(bench.device)
+        make_video(bench, model, segments=segments)
         seconds = (now(bench.device) - began) / segments
         table.add(
             what=f"{segments} segments of one pass, time of one",
             blocks=bench.scale.config.num_layers,
             seconds=seconds,
             ratio=None if before is None else seconds / before,
-            peak=peak.bytes,
-            weights=held,
+            peak=peak(bench.device),
+            weights=weights,
             after=allocated(bench.device),
         )
         before = seconds
 
 
-def _video(bench: Bench, model: MultiTalkModel, *, segments: int) -> None:
-    """Run the whole pipeline with an autoencoder of averages; the frames are thrown away."""
+def make_video(bench: Bench, model: MultiTalkModel, *, segments: int) -> None:
+    """Make a whole video with an autoencoder of averages; drop its frames."""
     config, audio, frames_each = bench.scale.config, bench.audio, bench.scale.num_frames
     _, height, width = (8 * side for side in bench.scale.latent)
     num_frames = frames_each + (segments - 1) * (frames_each - _MOTION)

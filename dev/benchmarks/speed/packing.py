@@ -20,17 +20,17 @@ _SCALE_AT = {
     "Q5_K": 0, "Q6_K": 208, "TQ1_0": 52, "TQ2_0": 64, "IQ1_S": 0, "IQ2_XXS": 0, "IQ2_XS": 0,
     "IQ2_S": 0, "IQ3_XXS": 0, "IQ3_S": 0, "IQ4_NL": 0, "IQ4_XS": 0,
 }  # fmt: skip
-"""Where a block's float16 scale stands."""
+"""Offset of a block's float16 scale, in bytes."""
 _WITH_MINIMUM = frozenset(("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K"))
 """Types with a second float16 after the scale."""
 _IQ1_M_BYTES = (49, 51, 53, 55)
-"""Their high four bits make up the float16 scale, lowest first."""
+"""Bytes whose high four bits make up the float16 scale, lowest first."""
 _FP4_STD = math.sqrt(34.25) / 2  # of random e2m1 numbers
 _SAMPLE_BLOCKS = 4096
 
 
 class _Shape(NamedTuple):
-    """Of a type's decoded values where the scale is 1."""
+    """Minimum and standard deviation of a type's decoded values at scale 1."""
 
     minimum: float
     std: float
@@ -73,7 +73,7 @@ def _set_std(blocks: Tensor, type: str, std: float) -> None:
 
 
 def _drop_threes(blocks: Tensor) -> None:
-    """Turn the two-bit code that no TQ2_0 file holds into the one for 0, for a mean of 0."""
+    """Replace the two-bit code that TQ2_0 files never use by the one for 0: the mean becomes 0."""
     threes = blocks[:, :64] & (blocks[:, :64] >> 1) & 0b01010101
     blocks[:, :64] ^= threes << 1
 
@@ -92,7 +92,7 @@ def _set_scale(blocks: Tensor, type: str, *, scale: float, minimum: float) -> No
 
 @functools.lru_cache
 def _shape(type: str) -> _Shape:
-    """Learn mean and spread from a sample: decoded values are linear in scale and minimum."""
+    """Measure mean and spread of a sample: decoded values are linear in scale and minimum."""
     _, _, block, size = TYPES_BY_NAME[type]
     generator = torch.Generator().manual_seed(0)
     blocks = random_bytes((_SAMPLE_BLOCKS, size), generator=generator)

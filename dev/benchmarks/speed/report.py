@@ -1,26 +1,25 @@
-"""The tables of one run, kept as JSON and as Markdown; written again after every row."""
+"""Tables of measured rows, written as one JSON and one Markdown file."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .measure import Spread
 
-_NOTHING = "-"
-
 
 class Column(NamedTuple):
-    """One figure of every row.
+    """A figure that the Markdown table shows.
 
     Attributes:
         key: Its name in the rows.
-        heading: With the unit.
-        digits: After the point.
-        factor: From the row's unit to the heading's.
+        heading: Heading, with the unit.
+        digits: Digits after the point.
+        factor: Converts the row's unit to the heading's.
     """
 
     key: str
@@ -29,14 +28,14 @@ class Column(NamedTuple):
     factor: float = 1.0
 
     def cell(self, value: Any) -> str:
-        """Show a value; of several calls the median, and the least and most in brackets."""
+        """Format a value; of several calls the median, with the least and the most in brackets."""
         if value is None:
-            return _NOTHING
+            return "-"
         if isinstance(value, bool):
             return "yes" if value else "no"
         if isinstance(value, Spread):
-            low, high = self.cell(float(value.least)), self.cell(float(value.most))
-            return f"{self.cell(float(value.median))} ({low} to {high})"
+            low, high = self.cell(value.least), self.cell(value.most)
+            return f"{self.cell(value.median)} ({low} to {high})"
         if isinstance(value, int | float):
             value = value * self.factor
             small = 0 < abs(value) < 10**-self.digits
@@ -49,32 +48,29 @@ class Table:
     """What one module measured.
 
     Attributes:
-        name: On the command line.
+        name: Name on the command line.
         title: What it shows.
-        columns: Of the rows.
-        rows: Column keys, and further figures for the JSON, to values.
-        notes: Said below the table.
-        error: Why it ended early, if it did.
+        columns: What the Markdown shows; rows may hold more for the JSON.
+        rows: Figures by the keys of the columns.
+        notes: Sentences below the table.
+        error: Traceback, if the measurement failed.
         seconds: How long it took.
-        changed: Called after every row.
     """
 
     name: str
-    title: str
-    columns: tuple[Column, ...]
+    title: str = ""
+    columns: tuple[Column, ...] = ()
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     error: str | None = None
     seconds: float = 0.0
-    changed: Callable[[], None] = lambda: None
 
     def add(self, **figures: Any) -> None:
         """Add a row."""
         self.rows.append(figures)
-        self.changed()
 
     def markdown(self) -> str:
-        """Give heading, rows and notes."""
+        """Format heading, rows and notes."""
         lines = [f"## {self.name}: {self.title}", ""]
         lines.append(f"| {' | '.join(column.heading for column in self.columns)} |")
         lines.append("|---" * len(self.columns) + "|")
@@ -86,50 +82,18 @@ class Table:
             lines += ["", "Failed:", "", "```", self.error.strip(), "```"]
         return "\n".join([*lines, "", f"({self.seconds:.0f} s)"])
 
-    def plain(self) -> dict[str, Any]:
-        """Give everything for JSON."""
-        rows = [{key: _plain(value) for key, value in row.items()} for row in self.rows]
-        return {
-            "title": self.title,
-            "rows": rows,
-            "notes": self.notes,
-            "error": self.error,
-            "seconds": self.seconds,
+
+def write(path: Path, machine: Mapping[str, Any], scale: str, tables: Sequence[Table]) -> None:
+    """Write `path.json` and `path.md`."""
+    facts = ", ".join(f"{name} {value}" for name, value in machine.items() if value)
+    parts = [f"# {scale}", f"Random weights. {facts}.", *(one.markdown() for one in tables)]
+    shown = {
+        table.name: {
+            key: value for key, value in vars(table).items() if key not in ("name", "columns")
         }
-
-
-@dataclass
-class Report:
-    """All tables of a run.
-
-    Attributes:
-        machine: Where and when.
-        scale: The sizes, in words.
-        path: Of the files, without suffix; nothing is written if it is `None`.
-        tables: So far.
-    """
-
-    machine: Mapping[str, Any]
-    scale: str
-    path: Path | None
-    tables: list[Table] = field(default_factory=list)
-
-    def markdown(self) -> str:
-        """Give the whole page."""
-        facts = ", ".join(f"{name} {value}" for name, value in self.machine.items() if value)
-        parts = [f"# {self.scale}", f"Random weights. {facts}."]
-        return "\n\n".join([*parts, *(table.markdown() for table in self.tables)]) + "\n"
-
-    def write(self) -> None:
-        """Write both files anew."""
-        if self.path is None:
-            return
-        tables = {table.name: table.plain() for table in self.tables}
-        report = {"machine": dict(self.machine), "scale": self.scale, "tables": tables}
-        text = json.dumps(report, indent=1) + "\n"
-        self.path.with_name(self.path.name + ".json").write_text(text, encoding="utf-8")
-        self.path.with_name(self.path.name + ".md").write_text(self.markdown(), encoding="utf-8")
-
-
-def _plain(value: Any) -> Any:
-    return value._asdict() if isinstance(value, Spread) else value
+        for table in tables
+    }
+    report = {"machine": dict(machine), "scale": scale, "tables": shown}
+    text = json.dumps(report, indent=1, default=dataclasses.asdict) + "\n"
+    path.with_name(path.name + ".json").write_text(text, encoding="utf-8")
+    path.with_name(path.name + ".md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")

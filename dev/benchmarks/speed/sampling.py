@@ -1,4 +1,4 @@
-"""Whole steps of one segment through core's solver; for the tables of steps, memory and errors."""
+"""Samples one segment with core's solver, for the tables of steps, memory and errors."""
 
 from __future__ import annotations
 
@@ -18,25 +18,19 @@ from .bench import Bench, release
 from .measure import Spread, now, spread
 
 _GUIDANCE = {1: (1.0, 1.0), 2: (1.0, 4.0), 3: (5.0, 4.0)}
-"""Scales of text and audio by the number of passes they ask for."""
+"""Text and audio guidance by the number of passes that they need."""
 
 
 class Sampled(NamedTuple):
-    """A segment.
+    """A sampled segment.
 
     Attributes:
-        latents: Clean ones, float32.
-        step: Seconds of each step; the first includes what is done once a segment.
+        latents: Clean latents, float32.
+        step: Seconds of each step; the first includes the work done once a segment.
     """
 
     latents: Tensor
     step: Spread
-
-
-def settings(*, passes: int, steps: int) -> SamplingConfig:
-    """Choose the guidance that needs so many passes a step."""
-    text, audio = _GUIDANCE[passes]
-    return SamplingConfig(steps=steps, text_guidance=text, audio_guidance=audio)
 
 
 def sample(
@@ -44,6 +38,7 @@ def sample(
 ) -> Sampled:
     """Sample one segment and time its steps."""
     config = bench.scale.config
+    text_guidance, audio_guidance = _GUIDANCE[passes]
     text, negative = (
         bench.normal(1, config.text_len, config.text_dim, seed=seed) for seed in (3, 5)
     )
@@ -59,7 +54,9 @@ def sample(
     latents = EulerSampler(model, dtype=bench.dtype, attends=bench.attends).sample(
         bench.normal(1, 16, *bench.scale.latent, seed=1).float(),
         inputs,
-        config=settings(passes=passes, steps=steps),
+        config=SamplingConfig(
+            steps=steps, text_guidance=text_guidance, audio_guidance=audio_guidance
+        ),
         generator=torch.Generator().manual_seed(0),
         on_step=lambda *_: ends.append(now(bench.device)),
     )
@@ -67,7 +64,7 @@ def sample(
 
 
 def stream(bench: Bench, model: MultiTalkModel) -> None:
-    """Move a model to main memory and have its blocks lent to the device."""
+    """Move a model to main memory and stream its blocks to the device."""
     model.to("cpu")
     release(bench.device)
     stream_blocks(model, model.blocks, bench.device)
@@ -75,5 +72,5 @@ def stream(bench: Bench, model: MultiTalkModel) -> None:
 
 
 def block_bytes(model: MultiTalkModel) -> int:
-    """Count what the blocks' weights take as they are stored."""
+    """Give the stored bytes of the blocks' weights."""
     return sum(value.nbytes for value in model.blocks.state_dict().values())

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ....multitalk_core.config import AudioConfig, ModelConfig
 from ....multitalk_core.geometry import GridSize
+from ...tiny.wan import TRAINED
 
 
 class Scale(NamedTuple):
@@ -61,21 +62,12 @@ class Scale(NamedTuple):
 
 
 _SEGMENT_480P = (21, 60, 104)
-_TINY = ModelConfig(
-    dim=256,
-    ffn_dim=1024,
-    num_heads=4,
-    num_layers=8,
-    text_dim=64,
-    image_dim=64,
-    audio=AudioConfig(layers=12, channels=32, hidden_dim=64, num_tokens=8, token_dim=256),
-)
 _SMALL = ModelConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30, audio=AudioConfig())
 
 SCALES = {
     scale.name: scale
     for scale in (
-        Scale("tiny", _TINY, (9, 16, 16), (1024, 256), 8),
+        Scale("tiny", TRAINED, (9, 16, 16), (1024, 256), 8),
         Scale("1.3b", _SMALL, _SEGMENT_480P, (8960, 1536), 96),
         Scale("14b", ModelConfig(audio=AudioConfig()), _SEGMENT_480P, (13824, 5120), 96),
     )

@@ -1,4 +1,4 @@
-"""A sampling step of one, two and three passes: time, and how often each weight is decoded."""
+"""A sampling step of one, two and three passes: its time, and how often each weight is decoded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STEPS = 2
 
 
 def measure(bench: Bench, table: Table) -> None:
-    """Time steps with the weights on the device, then with the blocks streamed to it."""
+    """Time steps with resident blocks, then with streamed ones."""
     device_rates(bench)
     model = random_model(
         bench.scale.config, base="Q4_K", adapter="Q8_0", device=bench.device, ops=CountingOps()
@@ -51,7 +51,7 @@ def _row(
     weights: str,
     passes: int,
 ) -> None:
-    """Count in a first step, which warms up as well, then time others."""
+    """Count in a first step, which is also the warm-up, then time further steps."""
     decodings(model)
     with Transfers() as transfers:
         sample(bench, model, passes=passes, steps=1, num_speakers=1)

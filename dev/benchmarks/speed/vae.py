@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....standalone.vae import WanVAE
 from .bench import Bench, log
-from .measure import peak_memory, timed
+from .measure import peak, start_peak, timed
 from .report import Column, Table
 
 TITLE = "the video autoencoder, one segment"
@@ -23,19 +23,19 @@ COLUMNS = (
 
 
 def measure(bench: Bench, table: Table) -> None:
-    """Time the model on the device, then as the command uses it."""
+    """Time the model alone, then with the moves of its weights, as the command works."""
     with torch.device(bench.device):
         model = AutoencoderKLWan(base_dim=bench.scale.vae_dim, z_dim=16)
     model = model.to(bench.dtype).requires_grad_(False).eval()
     frames, height, width = bench.scale.latent
     video = bench.normal(1, 3, bench.scale.num_frames, 8 * height, 8 * width).clamp(-1, 1)
     latents = bench.normal(1, 16, frames, height, width)
-    visitor = WanVAE(model, device=bench.device)
+    moving = WanVAE(model, device=bench.device)
     calls: dict[str, Callable[[], Tensor]] = {
         "encode": lambda: model.encode(video).latent_dist.mode(),
         "decode": lambda: model.decode(latents).sample,
-        "encode, with the weights' way to the device and back": lambda: visitor.encode(video),
-        "decode, with the weights' way to the device and back": lambda: visitor.decode(latents),
+        "encode, moving the weights to the device and back": lambda: moving.encode(video),
+        "decode, moving the weights to the device and back": lambda: moving.decode(latents),
     }
     for what, call in calls.items():
         if bench.late():
@@ -43,7 +43,7 @@ def measure(bench: Bench, table: Table) -> None:
             continue
         log(f"vae: {what}")
         call()
-        with peak_memory(bench.device) as peak:
-            seconds = timed(call, device=bench.device, least=bench.repeats, most=bench.repeats)
+        start_peak(bench.device)
+        seconds = timed(call, device=bench.device, least=bench.repeats, most=bench.repeats)
         size = f"{8 * width}x{8 * height}x{bench.scale.num_frames}"
-        table.add(what=what, size=size, seconds=seconds, peak=peak.bytes)
+        table.add(what=what, size=size, seconds=seconds, peak=peak(bench.device))

@@ -1,7 +1,7 @@
 """A whole model with random weights, drawn where it will run.
 
 Which tensors are packed follows `tools.convert` for the base; the adapter's layers in the blocks
-take a type of their own. Values follow `tools.tiny.fill`: what passes through stays of order one.
+take a type of their own. Values follow `dev.tiny.fill`: activations stay of order one.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from ....multitalk_core.model.dit import MultiTalkModel
 from ....wan_gguf_loader.dequant import PACKED_TYPES
 from ....wan_gguf_loader.ops import GGUFLinear, gguf_ops
 from ...tiny.fill import moments
+from ...tiny.wan import STD, is_audio
 from .packing import random_packed
 
-_STD = {"time_projection.1.weight": 0.02}
-"""Small, so that every gate stays near its own value."""
 _BIAS_STD = 0.02
-_AUDIO = ("audio_proj.", ".audio_cross_attn.", ".norm_x.")
 _LORA_SHARE = 0.1
-"""Spread of a LoRA's change, as a share of the weight's."""
+"""Standard deviation of a LoRA's change over that of the weight."""
 
 
 def random_model(
@@ -63,7 +61,7 @@ def weight_type(name: str, *, base: str, adapter: str) -> str:
     """Give the type of a linear layer's weight; outside the blocks nothing is packed."""
     if not name.startswith("blocks."):
         return "BF16"
-    return adapter if any(part in name for part in _AUDIO) else base
+    return adapter if is_audio(name) else base
 
 
 def add_loras(model: MultiTalkModel, *, count: int, rank: int, seed: int = 1) -> None:
@@ -80,19 +78,10 @@ def add_loras(model: MultiTalkModel, *, count: int, rank: int, seed: int = 1) ->
             module.change_weight(up, down, scale=scale)
 
 
-def packed_layers(model: nn.Module) -> dict[str, GGUFLinear]:
-    """Give the layers that hold packed weights, by their path."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, GGUFLinear) and module.is_packed
-    }
-
-
 def _fill_linear(layer: GGUFLinear, path: str, type: str, generator: Generator) -> None:
     name, shape = f"{path}.weight", (layer.out_features, layer.in_features)
     if type in PACKED_TYPES:
-        _, std = moments(name, shape, std=_STD)
+        _, std = moments(name, shape, std=STD)
         layer.store_weight(random_packed(type, shape, std=std, generator=generator), type)
     else:
         layer.store_weight(_plain(name, shape, torch.bfloat16, generator), type)
@@ -102,7 +91,7 @@ def _fill_linear(layer: GGUFLinear, path: str, type: str, generator: Generator) 
 
 
 def _plain(name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: Generator) -> Tensor:
-    mean, std = moments(name, shape, std=_STD)
+    mean, std = moments(name, shape, std=STD)
     return _normal(shape, std, dtype, generator).add_(mean)
 
 

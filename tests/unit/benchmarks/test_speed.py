@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from comfyui_multitalk.dev.benchmarks.speed.counting import CountingOps, Transfers, decodings
-from comfyui_multitalk.dev.benchmarks.speed.e2e import shares
+from comfyui_multitalk.dev.benchmarks.speed.e2e import demo_command, shares
 from comfyui_multitalk.dev.benchmarks.speed.flops import Rates, floor_seconds, forward_flops
 from comfyui_multitalk.dev.benchmarks.speed.measure import Spread
 from comfyui_multitalk.dev.benchmarks.speed.packing import random_packed
-from comfyui_multitalk.dev.benchmarks.speed.report import Column, Report, Table
+from comfyui_multitalk.dev.benchmarks.speed.report import Column, Table, write
 from comfyui_multitalk.dev.benchmarks.speed.scales import SCALES
 from comfyui_multitalk.dev.benchmarks.speed.weights import random_model, weight_type
 from comfyui_multitalk.dev.tiny.wan import is_audio
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
+from comfyui_multitalk.standalone.arguments import build_request, parse
 from comfyui_multitalk.tools.convert import choose_type
 from comfyui_multitalk.wan_gguf_loader.dequant import PACKED_TYPES, dequantize
 
@@ -99,13 +101,17 @@ def test_table_shows_median_and_spread_in_the_unit_of_its_heading() -> None:
     ]
 
 
-def test_report_is_written_after_every_row(tmp_path: Path) -> None:
-    report = Report(machine={"device": "none"}, scale="tiny", path=tmp_path / "speed")
-    table = Table("t", "a title", (Column("a", "a"),), changed=report.write)
-    report.tables.append(table)
-    table.add(a=1.5)
-    assert "| 1.500 |" in (tmp_path / "speed.md").read_text(encoding="utf-8")
-    assert '"a": 1.5' in (tmp_path / "speed.json").read_text(encoding="utf-8")
+def test_tables_are_written_as_json_and_markdown(tmp_path: Path) -> None:
+    table = Table("t", "a title", (Column("a", "a"),))
+    table.add(a=1.5, s=Spread(0.2, 0.1, 0.3, 3))
+    write(tmp_path / "speed", {"device": "none", "cuda": None}, "tiny", [table])
+    page = (tmp_path / "speed.md").read_text(encoding="utf-8")
+    assert page.startswith("# tiny\n\nRandom weights. device none.\n\n## t: a title\n")
+    assert "| 1.500 |" in page
+    report = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))
+    assert report["tables"]["t"]["rows"] == [
+        {"a": 1.5, "s": {"median": 0.2, "least": 0.1, "most": 0.3, "repeats": 3}}
+    ]
 
 
 def test_decodings_and_transfers_of_a_layer_are_counted() -> None:
@@ -130,3 +136,10 @@ def test_shares_flag_only_slow_operations_that_are_no_products() -> None:
         ("aten::mul", "yes"),
         ("aten::copy_", "yes"),
     ]
+
+
+def test_profiled_command_is_the_demo(tmp_path: Path) -> None:
+    request = build_request(parse(demo_command(tmp_path / "demo.mp4")))
+    assert request.output == tmp_path / "demo.mp4"
+    assert request.image.is_file()
+    assert request.device == "cpu"

@@ -35,7 +35,7 @@ def test_floor_is_by_the_fastest_attention(
     def rate(*_: Any, what: str, **__: Any) -> float:
         return 2e12 if what.startswith(f"attention, {fastest}") else 1e12
 
-    monkeypatch.setattr(floor, "_rate", rate)
+    monkeypatch.setattr(floor, "measure_rate", rate)
     monkeypatch.setattr(floor, "video_attention", lambda name, **_: Backend(name, attend))
     table = Table("floor", "", ())
     floor.measure(bench, table)
@@ -48,7 +48,7 @@ def test_floor_is_by_the_fastest_attention(
 def test_floor_says_why_an_attention_is_not_offered(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(floor, "_rate", lambda *_, **__: 1e12)
+    monkeypatch.setattr(floor, "measure_rate", lambda *_, **__: 1e12)
     table = Table("floor", "", ())
     floor.device_rates(bench, table)
     assert [row["what"] for row in table.rows] == ["attention, flash-attn-4"]
@@ -78,6 +78,6 @@ def test_models_of_the_benchmark_have_the_commands_automatic_attention(
         table = "step"
         sample(bench, model, passes=1, steps=1, num_speakers=1)
         table = "memory"
-        memory._video(bench, model, segments=1)
+        memory.make_video(bench, model, segments=1)
     assert seen == ["forward"] * 2 + ["step", "memory"]
     assert set(asked) == {"auto"}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.method.seams import fade, join
-from comfyui_multitalk.multitalk_core.method.segments import SegmentPlan, plan, upstream_plan
+from comfyui_multitalk.multitalk_core.method.segments import SegmentPlan, plan
 
 
 def shade(values: list[float]) -> Tensor:
@@ -74,8 +74,8 @@ def test_join_segments_that_are_mostly_motion_frames_fade_twice() -> None:
     torch.testing.assert_close(parts[2][0, 0, 0, 0], torch.tensor(twice))
 
 
-def test_join_upstreams_plan_cuts_hard() -> None:
-    made = upstream_plan([19], method="infinitetalk", segment_frames=13, motion_frames=5)
+def test_join_without_fade_frames_cuts_hard() -> None:
+    made = plan(19, segment_frames=13, motion_frames=5)._replace(fade_frames=0)
     parts = join_all(made, [shade([0.0] * 13), shade([1.0] * 13)])
     assert [part.shape[1] for part in parts] == [13, 6]
     assert torch.equal(torch.cat(parts, dim=1), shade([0.0] * 13 + [1.0] * 6))

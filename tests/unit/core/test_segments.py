@@ -1,4 +1,4 @@
-"""The plan: every frame once, as long as the sound; and upstream's plan beside it."""
+"""The plan: every frame once, as long as the sound."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from comfyui_multitalk.multitalk_core.errors import InputError
-from comfyui_multitalk.multitalk_core.method.segments import SegmentPlan, plan, upstream_plan
+from comfyui_multitalk.multitalk_core.method.segments import SegmentPlan, plan
 
 
 def kept_frames(made: SegmentPlan) -> list[int]:
@@ -40,11 +40,9 @@ def test_segments_short_video_is_one_shorter_segment(num_frames: int, sampled: i
     assert segment.num_frames == sampled
 
 
-def test_segments_fade_over_the_motion_frames_but_upstreams_are_cut_hard() -> None:
+def test_segments_fade_over_the_motion_frames() -> None:
     made = plan(22, segment_frames=13, motion_frames=5)
     assert [made.pending_frames(index) for index in range(3)] == [5, 5, 0]
-    hard = upstream_plan([30], method="multitalk", segment_frames=13, motion_frames=5)
-    assert [hard.pending_frames(index) for index in range(4)] == [0, 0, 0, 0]
 
 
 def test_segments_exactly_one_segment_makes_no_second() -> None:
@@ -56,28 +54,3 @@ def test_segments_exactly_one_segment_makes_no_second() -> None:
 def test_segments_no_frame_is_an_error() -> None:
     with pytest.raises(InputError, match="0 frames"):
         plan(0, segment_frames=81, motion_frames=25)
-
-
-@pytest.mark.parametrize(
-    ("audio", "method", "max_frames", "num_segments", "num_frames"),
-    [
-        pytest.param([19], "multitalk", 1000, 2, 16, id="three-frames-lost"),
-        pytest.param([19, 18], "multitalk", 1000, 2, 16, id="first-speaker-decides"),
-        pytest.param([19], "infinitetalk", 1000, 2, 19, id="infinitetalk-whole"),
-        pytest.param([19, 18], "infinitetalk", 1000, 2, 18, id="last-speaker-decides"),
-        pytest.param([19], "multitalk", 13, 1, 13, id="clip-mode"),
-        pytest.param([30], "multitalk", 1000, 4, 27, id="more-segments"),
-        pytest.param([30, 18], "multitalk", 15, 2, 0, id="empty-video"),
-        pytest.param([21], "multitalk", 1000, 2, 18, id="audio-ends-with-a-segment"),
-        pytest.param([30], "multitalk", 20, 2, 20, id="limit-without-missing-sound"),
-    ],
-)
-def test_upstream_plan_ends_as_upstream(
-    audio: list[int], method: str, max_frames: int, num_segments: int, num_frames: int
-) -> None:
-    made = upstream_plan(
-        audio, method=method, segment_frames=13, motion_frames=5, max_frames=max_frames
-    )
-    assert len(made.segments) == num_segments
-    assert made.num_frames == num_frames
-    assert kept_frames(made) == list(range(num_frames))

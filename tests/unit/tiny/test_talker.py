@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from comfyui_multitalk.dev.tiny.wan import is_audio
+from comfyui_multitalk.dev.tiny.wan import TRAINED, is_audio
 from comfyui_multitalk.dev.train_tiny import export, rounding, talker
 from comfyui_multitalk.dev.train_tiny.context import repeat_padding
 from comfyui_multitalk.dev.train_tiny.dataset import Batch
@@ -29,7 +29,7 @@ from comfyui_multitalk.tools.convert import choose_type
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
 SMALL = replace(
-    talker.CONFIG,
+    TRAINED,
     dim=64,
     ffn_dim=64,
     num_layers=2,
@@ -192,7 +192,7 @@ def test_adapter_learns_and_the_base_stays() -> None:
 
 def test_rounded_weights_are_those_of_the_shipped_file() -> None:
     """What `convert` quantises is rounded, and rounding twice changes nothing."""
-    model = MultiTalkModel(replace(talker.CONFIG, num_layers=1, audio=None))
+    model = MultiTalkModel(replace(TRAINED, num_layers=1, audio=None))
     weights = model.state_dict()
     for name, value in weights.items():
         chosen = choose_type(name, tuple(value.shape), stored="F32", type="Q8_0")
@@ -206,7 +206,7 @@ def test_rounded_weights_are_those_of_the_shipped_file() -> None:
 
 def test_export_writes_what_was_trained(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = talker.build(replace(talker.CONFIG, num_layers=1), text_len=TEXT_LEN)
+    model = talker.build(replace(TRAINED, num_layers=1), text_len=TEXT_LEN)
     weights = dict(model.named_parameters())
     parts = {"base": {}, "adapter": {}}
     for name, value in weights.items():
@@ -225,7 +225,7 @@ def test_export_writes_what_was_trained(tmp_path: Path) -> None:
         path.name for path in (tmp_path / "models").iterdir()
     )
     base = open_weights(made.base)
-    assert base.num_heads == talker.CONFIG.num_heads
+    assert base.num_heads == TRAINED.num_heads
     trained = talker.load_base(tmp_path)
     assert set(base.tensors) == set(trained)
     for name, value in trained.items():

@@ -9,9 +9,9 @@ import torch
 from transformers import CLIPVisionModelWithProjection
 
 from comfyui_multitalk.dev.make_tiny import TinySet
+from comfyui_multitalk.dev.tiny.save import save_weights
 from comfyui_multitalk.dev.train_tiny import vision
 from comfyui_multitalk.dev.train_tiny.vision_tower import encode_photos, load_vision
-from comfyui_multitalk.dev.train_tiny.weights import save_weights
 from comfyui_multitalk.standalone.encoders import load_image_encoder
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
