@@ -12,7 +12,7 @@ from ..multitalk_core.geometry import Size
 from ..multitalk_core.inputs.masks import speaker_masks
 from ..multitalk_core.inputs.photo import to_photo
 from ..multitalk_core.inputs.voices import SAMPLE_RATE
-from .drawing.speakers import Voice, draw_speakers
+from .drawing.speakers import Lane, draw_speakers
 from .drawing.strip import draw_strip
 from .sockets import AudioEmbeds, SpokenAudio
 
@@ -54,9 +54,8 @@ class PreviewSpeakers(io.ComfyNode):
         picture = draw_speakers(
             photo,
             masks=masks[:-1],  # without the background
-            voices=[
-                Voice(track, start / SAMPLE_RATE, stop / SAMPLE_RATE)
-                for track, start, stop in spans
+            lanes=[
+                Lane(track, start / SAMPLE_RATE, stop / SAMPLE_RATE) for track, start, stop in spans
             ],
             sample_rate=SAMPLE_RATE,
             seconds=timeline.num_frames / FPS,

@@ -17,7 +17,7 @@ from .request import (
     Lora,
     ModelFiles,
     Request,
-    Speaker,
+    SpeakerFiles,
     preset_sampling,
 )
 
@@ -276,7 +276,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--quiet", action="store_true", help="no progress bar")  # fmt: skip
 
 
-def _speakers(options: argparse.Namespace) -> tuple[Speaker, ...]:
+def _speakers(options: argparse.Namespace) -> tuple[SpeakerFiles, ...]:
     voices: list[Path] = options.audio
     if not voices:
         raise InputError("There is no voice. Give at least one with --audio FILE.")
@@ -288,7 +288,7 @@ def _speakers(options: argparse.Namespace) -> tuple[Speaker, ...]:
             )
     missing = [None] * len(voices)
     starts = (options.start + [0.0] * len(voices))[: len(voices)]
-    return tuple(map(Speaker, voices, [*options.regions, *missing], starts))
+    return tuple(map(SpeakerFiles, voices, [*options.regions, *missing], starts))
 
 
 def _argument(convert: Callable[[str], object]) -> Callable[[str], object]:

@@ -12,24 +12,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from ..multitalk_core.errors import InputError
+from ..multitalk_core.inputs.voices import Recording
 
 _MASK_FROM = 128
 """Grey from which a pixel of a mask file belongs to the speaker: half of white."""
-
-
-class Voice:
-    """A recording as it was made.
-
-    Attributes:
-        name: File name, for messages.
-        waveform: `(C, N)` float32, one or two channels.
-        sample_rate: In Hz.
-    """
-
-    def __init__(self, name: str, waveform: Tensor, sample_rate: int) -> None:
-        self.name = name
-        self.waveform = waveform
-        self.sample_rate = sample_rate
 
 
 def read_photo(path: Path) -> Tensor:
@@ -60,7 +46,7 @@ def read_mask(path: Path) -> Tensor:
     return torch.from_numpy(np.array(image.convert("L"))) >= _MASK_FROM
 
 
-def read_voice(path: Path) -> Voice:
+def read_voice(path: Path) -> Recording:
     """Read the first sound track of a file at its own rate; more than two channels become stereo.
 
     Raises:
@@ -88,7 +74,7 @@ def read_voice(path: Path) -> Voice:
     parts = [frame.to_ndarray() for frame in frames]
     if not parts:
         raise InputError(f"{path.name} holds no sound at all. Give another recording.")
-    return Voice(path.name, torch.from_numpy(np.concatenate(parts, axis=1)), sample_rate)
+    return Recording(torch.from_numpy(np.concatenate(parts, axis=1)), sample_rate, path.name)
 
 
 def _open_image(path: Path, *, what: str) -> Image.Image:

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 
 from ..multitalk_core.config import Method, SamplingConfig
 from ..multitalk_core.geometry import Box, Resolution, Size
+from ..multitalk_core.inputs.timeline import Mode
 from ..multitalk_core.model.backends import AttentionName
 from ..wan_gguf_loader.ops import Precision
 
-Mode = Literal["together", "in_turn"]
 Preset = Literal["quality", "quick"]
 Offload = Literal["auto", "none", "blocks"]
 
@@ -35,8 +35,8 @@ class Lora(NamedTuple):
     strength: float
 
 
-class Speaker(NamedTuple):
-    """One voice.
+class SpeakerFiles(NamedTuple):
+    """One speaker's voice, and where the speaker is in the photo.
 
     Attributes:
         audio: File of the recording.
@@ -85,7 +85,7 @@ class Request:
     """
 
     image: Path
-    speakers: tuple[Speaker, ...]
+    speakers: tuple[SpeakerFiles, ...]
     mode: Mode
     prompt: str
     negative_prompt: str

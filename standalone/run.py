@@ -26,11 +26,11 @@ if sys.platform != "win32":
 from ..multitalk_core.config import FPS
 from ..multitalk_core.engine import Speech, Step, generate
 from ..multitalk_core.errors import InputError
-from ..multitalk_core.geometry import Size, aspect_size, bucket_size, snap_size
+from ..multitalk_core.geometry import Size, video_size
 from ..multitalk_core.inputs.features import audio_features
 from ..multitalk_core.inputs.masks import fit_masks, speaker_masks, to_tokens
 from ..multitalk_core.inputs.photo import to_photo
-from ..multitalk_core.inputs.voices import Sound, Timeline, arrange, mix, prepare_voice
+from ..multitalk_core.inputs.timeline import Timeline, arrange_recordings
 from ..multitalk_core.method.guidance import needs_negative_text, passes_needed
 from ..multitalk_core.method.segments import TAIL_FRAMES
 from ..multitalk_core.model.attention import Attends
@@ -41,7 +41,16 @@ from ..wan_gguf_loader.int8 import multiplies_int8
 from .borrowed import held_bytes, on_device
 from .encoders import VisionEncoder, load_image_encoder, load_text_encoder
 from .media import read_mask, read_photo, read_voice
-from .memory import RESIDENT, STREAMED, VISITOR_SLACK, Plan, Workload, choose, free_bytes
+from .memory import (
+    RESIDENT,
+    STREAMED,
+    VISITOR_SLACK,
+    Plan,
+    Workload,
+    choose,
+    free_bytes,
+    total_bytes,
+)
 from .placement import Placement
 from .request import Request
 from .vae import load_vae, vae_width
@@ -94,13 +103,6 @@ class _Scene(NamedTuple):
     photo: Tensor
     masks: Tensor
     size: Size
-
-
-class _Voices(NamedTuple):
-    """What is heard, by the model and by the viewer."""
-
-    timeline: Timeline
-    sound: Sound
 
 
 class _Text(NamedTuple):
@@ -164,7 +166,12 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
         require_target(request.output)
         _check_speakers(request)
         scene = _read_scene(request)
-        voices = _read_voices(request)
+        voices = arrange_recordings(
+            [read_voice(speaker.audio) for speaker in request.speakers],
+            mode=request.mode,
+            starts=[speaker.start for speaker in request.speakers],
+            memory=total_bytes(device),
+        )
         files = OpenFiles(request.files)
         plan = _plan(files, request, size=scene.size, device=device, dtype=dtype)
     with watch.stage("listen"):
@@ -244,7 +251,7 @@ def _check_speakers(request: Request) -> None:
 def _read_scene(request: Request) -> _Scene:
     photo = to_photo(read_photo(request.image))
     photo_size = Size(*photo.shape[:2])
-    size = _video_size(request, photo_size)
+    size = video_size(photo_size, wanted=request.size)
     regions = [
         read_mask(speaker.region) if isinstance(speaker.region, Path) else speaker.region
         for speaker in request.speakers
@@ -252,44 +259,6 @@ def _read_scene(request: Request) -> _Scene:
     masks = speaker_masks(regions, photo=photo_size)
     to_tokens(fit_masks(masks, size=size))  # an empty one is reported before the long work
     return _Scene(photo, masks, size)
-
-
-def _video_size(request: Request, photo: Size) -> Size:
-    wanted = request.size
-    if isinstance(wanted, str):
-        return bucket_size(photo, resolution=wanted)
-    if isinstance(wanted, int):
-        size = aspect_size(photo, longest_side=wanted)
-        asked = f"a longest side of {wanted}"
-        exact = max(size) == wanted
-    else:
-        size = snap_size(wanted)
-        asked = f"{wanted.width}x{wanted.height}"
-        exact = size == wanted
-    if not exact:
-        _log.warning(
-            "%s pixels is no multiple of 16; the video is %dx%d.", asked, size.width, size.height
-        )
-    return size
-
-
-def _read_voices(request: Request) -> _Voices:
-    recordings = [read_voice(speaker.audio) for speaker in request.speakers]
-    timeline = arrange(
-        [
-            prepare_voice(voice.waveform, sample_rate=voice.sample_rate, name=voice.name)
-            for voice in recordings
-        ],
-        mode=request.mode,
-        starts=[speaker.start for speaker in request.speakers],
-    )
-    sound = mix(
-        [voice.waveform for voice in recordings],
-        sample_rates=[voice.sample_rate for voice in recordings],
-        starts=timeline.starts,
-        num_frames=timeline.num_frames,
-    )
-    return _Voices(timeline, sound)
 
 
 def _listen(files: OpenFiles, timeline: Timeline, device: torch.device) -> Speech:

@@ -32,8 +32,8 @@ class _Place(NamedTuple):
     y: int
 
 
-class Voice(NamedTuple):
-    """One speaker's sound."""
+class Lane(NamedTuple):
+    """One speaker's voice over time."""
 
     track: Tensor
     """`(N,)` in [-1, 1] from the video's first frame on, silent where the speaker is."""
@@ -44,14 +44,14 @@ class Voice(NamedTuple):
 
 
 def draw_speakers(
-    photo: Tensor, *, masks: Tensor, voices: Sequence[Voice], sample_rate: int, seconds: float
+    photo: Tensor, *, masks: Tensor, lanes: Sequence[Lane], sample_rate: int, seconds: float
 ) -> Tensor:
     """Draw each speaker's place and voice in the speaker's colour.
 
     Args:
         photo: `(H, W, 3)` uint8.
         masks: Where each speaker is, `(S, H, W)` bool, no two of which overlap.
-        voices: One per speaker.
+        lanes: One per speaker.
         sample_rate: Of the tracks, in Hz.
         seconds: What the video lasts.
 
@@ -64,7 +64,7 @@ def draw_speakers(
     shown_width, shown_height = (max(1, round(side * scale)) for side in (width, height))
     left = (_WIDTH - shown_width) / 2
     lanes_top = _MARGIN + shown_height + _MARGIN
-    axis_top = lanes_top + len(voices) * (_LABEL + _LANE + _GAP)
+    axis_top = lanes_top + len(lanes) * (_LABEL + _LANE + _GAP)
     canvas = Canvas(width=_WIDTH, height=axis_top + AXIS_HEIGHT)
     canvas.picture(
         _tinted(photo, masks, size=(shown_height * OVERSAMPLING, shown_width * OVERSAMPLING)),
@@ -73,7 +73,7 @@ def draw_speakers(
         width=shown_width,
         height=shown_height,
     )
-    for i_speaker, (mask, voice) in enumerate(zip(masks, voices, strict=True)):
+    for i_speaker, (mask, lane) in enumerate(zip(masks, lanes, strict=True)):
         color = SPEAKERS[i_speaker % len(SPEAKERS)]
         corner = _corner(mask)
         place = (
@@ -83,7 +83,7 @@ def draw_speakers(
         _draw_badge(canvas, place, number=i_speaker + 1, color=color)
         top = lanes_top + i_speaker * (_LABEL + _LANE + _GAP)
         _draw_lane(
-            canvas, axis, voice, sample_rate=sample_rate, number=i_speaker + 1, top=top, color=color
+            canvas, axis, lane, sample_rate=sample_rate, number=i_speaker + 1, top=top, color=color
         )
     draw_axis(canvas, axis, top=axis_top)
     return canvas.finish()
@@ -131,7 +131,7 @@ def _draw_badge(canvas: Canvas, place: tuple[float, float], *, number: int, colo
 def _draw_lane(
     canvas: Canvas,
     axis: TimeAxis,
-    voice: Voice,
+    lane: Lane,
     *,
     sample_rate: int,
     number: int,
@@ -139,19 +139,19 @@ def _draw_lane(
     color: Color,
 ) -> None:
     canvas.disc((axis.left + 6, top + _LABEL / 2), 6, color=color)
-    label = f"speaker {number}: {clock(voice.start)} to {clock(voice.stop)}"
+    label = f"speaker {number}: {clock(lane.start)} to {clock(lane.stop)}"
     canvas.text((axis.left + 18, top + _LABEL / 2), label)
-    lane = top + _LABEL
-    draw_panel(canvas, axis, top=lane, height=_LANE)
+    lane_top = top + _LABEL
+    draw_panel(canvas, axis, top=lane_top, height=_LANE)
     draw_waveform(
         canvas,
         axis,
-        voice.track[None],
+        lane.track[None],
         sample_rate=sample_rate,
-        top=lane,
+        top=lane_top,
         height=_LANE,
         color=color,
     )
-    for moment in (voice.start, voice.stop):
+    for moment in (lane.start, lane.stop):
         x = axis.x(min(moment, axis.seconds))
-        canvas.line([(x, lane), (x, lane + _LANE)], color=color, width=1.5)
+        canvas.line([(x, lane_top), (x, lane_top + _LANE)], color=color, width=1.5)

@@ -45,6 +45,11 @@ class VoiceEncoder:
             offload_device=torch.device("cpu"),
         )
 
+    @property
+    def memory(self) -> int:
+        """Memory of the device that runs the encoder, in bytes."""
+        return int(comfy.model_management.get_total_memory(self._patcher.load_device))
+
     def features(self, track: Tensor) -> Tensor:
         """Hear a track `(N,)` at 16 kHz: layers at 25 Hz, `(T, L, C)`, silence at the end."""
         comfy.model_management.throw_exception_if_processing_interrupted()

@@ -22,6 +22,7 @@ _STANDALONE = frozenset(
 _STDLIB_ONLY = frozenset({"errors", "config", "geometry", "method.segments"})
 _CORE_EXTRAS = {
     "inputs.voices": {"numpy", "librosa", "pyloudnorm"},
+    "inputs.timeline": {"numpy"},
     "inputs.features": {"transformers"},
     "model.backends": {"flash_attn", "sageattention"},
     "files.sizes": {"safetensors"},
@@ -31,6 +32,7 @@ _CORE_LEVELS = (
     {"errors", "config", "geometry", "method.segments"},
     {"protocols"},
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
+    {"inputs.timeline"},
     {"model.lrope", "model.kernels", "model.memory"},
     {"model.elementwise"},
     {"model.attention", "model.audio_tokens", "inputs.features"},
