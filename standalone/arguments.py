@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..multitalk_core.config import SamplingConfig
 from ..multitalk_core.errors import InputError
@@ -29,10 +28,34 @@ _FAST = (
     "step_cache",
 )
 """Settings that run the model less often."""
+_MAX_STRENGTH = 100
+"""Largest strength of a LoRA, as in ComfyUI."""
+
+
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second one instead of dropping the first."""
+
+    _given = False
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if self._given:
+            raise argparse.ArgumentError(self, "may be given only once")
+        self._given = True
+        setattr(namespace, self.dest, values)
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports a mistake on one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}. See `{self.prog} --help`.")
@@ -65,6 +88,7 @@ def build_request(options: argparse.Namespace) -> Request:
         InputError: If they do not fit together, or a setting is out of range.
     """
     settings = preset_sampling(options.preset, size=options.size)
+    settings["motion_frames"] = MOTION_FRAMES[options.method]
     settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
     return Request(
         image=options.image,
@@ -89,7 +113,7 @@ def build_request(options: argparse.Namespace) -> Request:
             audio_guidance=settings["audio_guidance"],
             audio_strength=options.audio_strength,
             segment_frames=options.segment_frames,
-            motion_frames=options.motion_frames or MOTION_FRAMES[options.method],
+            motion_frames=int(settings["motion_frames"]),
             **{name: getattr(options, name) for name in _FAST},
         ),
         size=options.size,
@@ -199,7 +223,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         default="quality",
         help="quick is for a distilled LoRA; the settings below override it",
     )
-    add("--steps", type=int, metavar="N", help="steps per segment (40, quick 8)")
+    add("--steps", type=int, metavar="N", help="steps per segment (40, quick 4)")
     add("--shift", type=float, metavar="X", help="of the schedule (7, at 720p 11, quick 2)")
     add("--text-guidance", type=float, metavar="X", help="1 leaves it out (5, quick 1)")
     add("--audio-guidance", type=float, metavar="X", help="1 leaves it out (4, quick 2)")
@@ -220,11 +244,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add(
         "--motion-frames",
         type=int,
-        default=None,
         metavar="N",
         help="frames a segment takes over, 4n + 1 (25, infinitetalk 9)",
     )
-    add("--seed", type=int, default=42, metavar="N", help="of all noise")  # fmt: skip
+    add("--seed", type=_seed, default=42, metavar="N", help="of all noise, 0 to 2^64 - 1")
 
 
 def _add_fast(parser: argparse.ArgumentParser) -> None:
@@ -314,6 +337,14 @@ def _whole_numbers(text: str, separator: str, count: int) -> tuple[int, ...] | N
 
 
 @_argument
+def _seed(text: str) -> int:
+    numbers = _whole_numbers(text, ",", 1)
+    if numbers is None or not 0 <= numbers[0] < 2**64:
+        raise InputError(f"{text!r} is no seed; give a whole number from 0 to 2^64 - 1")
+    return numbers[0]
+
+
+@_argument
 def _box(text: str) -> Box:
     numbers = _whole_numbers(text, ",", 4)
     if numbers is None:
@@ -343,6 +374,9 @@ def _lora(text: str) -> Lora:
         factor = float(strength)
     except ValueError:
         return Lora(Path(text), 1.0)  # no strength, and a colon would be part of the name
-    if not colon or not path or not math.isfinite(factor):
-        raise InputError(f"{text!r} is no LoRA; give FILE:STRENGTH, as distilled.safetensors:1.0")
+    if not colon or not path or not abs(factor) <= _MAX_STRENGTH:
+        raise InputError(
+            f"{text!r} is no LoRA; give FILE:STRENGTH, such as distilled.safetensors:1.0, with a "
+            f"strength from -{_MAX_STRENGTH} to {_MAX_STRENGTH}"
+        )
     return Lora(Path(path), factor)

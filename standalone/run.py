@@ -167,7 +167,7 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
         _check_speakers(request)
         scene = _read_scene(request)
         voices = arrange_recordings(
-            [read_voice(speaker.audio) for speaker in request.speakers],
+            [read_voice(speaker.audio, memory=total_bytes(device)) for speaker in request.speakers],
             mode=request.mode,
             starts=[speaker.start for speaker in request.speakers],
             memory=total_bytes(device),
@@ -278,8 +278,11 @@ def _encode_text(
         files.text_encoder,
         device=device,
         dtype=dtype,
-        streamed=request.offload == "auto"
-        and held_bytes(files.text_encoder, dtype) * VISITOR_SLACK > free_bytes(device),
+        streamed=request.offload == "blocks"
+        or (
+            request.offload == "auto"
+            and held_bytes(files.text_encoder, dtype) * VISITOR_SLACK > free_bytes(device)
+        ),
     )
     prompts = [request.prompt]
     if needs_negative_text(request.sampling.text_guidance):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import uuid
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -55,7 +56,9 @@ class VideoWriter:
         require_target(path)
         self.path = path
         self.num_frames = 0
-        self._draft = path.with_name(f".{path.stem}.{os.getpid()}.part")
+        # short, whatever the video's name; absolute, for FFmpeg takes what precedes a colon in a
+        # relative name for a protocol
+        self._draft = path.absolute().with_name(f".{uuid.uuid4().hex}.part")
         self._size = size
         self._fps = fps
         self._waveform = waveform.reshape(-1, waveform.shape[-1]).float().cpu()
@@ -169,9 +172,18 @@ def require_target(path: Path) -> None:
     """
     if path.suffix.lower() != ".mp4":
         raise InputError(f"The video {path.name!r} must end in '.mp4'. Give another name.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder. Give the name of a file.")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise InputError(f"There is no folder {path.parent}. Make it, or give another one.")
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as reason:  # in the first place a name that is too long for the file system
+        raise InputError(
+            f"No file can have the name {path.name!r}, of {len(os.fsencode(path.name))} bytes "
+            f"({reason.strerror}). Give a shorter name."
+        ) from reason
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"The folder {path.parent} cannot be written to. Give another one.")

@@ -23,12 +23,16 @@ from ..geometry import PIXEL_STRIDE, TOKEN_PIXELS, Box, Size, cover_crop
 
 FACE_MARGIN = 0.05
 """Share of each half that upstream leaves free at every edge when no mask is given."""
+_SUSPICIOUS_SHARE = 0.6
+"""Share of the photo above which a mask of one of several speakers is probably inverted."""
+_SAME_SHAPE = 1.02
+"""Ratio of the horizontal and the vertical scale up to which a mask has the photo's shape."""
 
 log = logging.getLogger(__name__)
 
 
 def speaker_masks(regions: Sequence[Tensor | Box | None], *, photo: Size) -> Tensor:
-    """Turn each speaker's region into a mask, and what is left into the background's.
+    """Turn each speaker's region into a mask, and the remaining pixels into the background's.
 
     Args:
         regions: One per speaker: a mask `(H, W)` or `(1, H, W)` (float, on from 0.5; or bool or
@@ -70,7 +74,7 @@ def fit_masks(masks: Tensor, *, size: Size) -> Tensor:
         Masks `(S + 1, H / 8, W / 8)` float32 of 0 and 1.
     """
     crop = cover_crop(Size(*masks.shape[1:]), size=size)
-    resized = functional.interpolate(masks[None].float(), size=crop.resized, mode="nearest")
+    resized = functional.interpolate(masks[None].byte(), size=crop.resized, mode="nearest")
     cropped = resized[:, :, crop.top : crop.top + size.height, crop.left : crop.left + size.width]
     latent_size = (size.height // PIXEL_STRIDE, size.width // PIXEL_STRIDE)
     return (functional.interpolate(cropped, size=latent_size, mode="nearest")[0] > 0).float()
@@ -124,9 +128,17 @@ def _region_mask(region: Tensor | Box, *, number: int, photo: Size) -> Tensor:
         if isinstance(region, Box)
         else _drawn_mask(region, number, photo)
     )
-    if not bool(mask.any()):
+    share = float(mask.sum()) / mask.numel()
+    if not share:
         raise InputError(
             f"Speaker {number}'s mask is empty. Paint the speaker's face, or give a box."
+        )
+    if share > _SUSPICIOUS_SHARE:
+        log.warning(
+            "Speaker %d's mask covers %.0f %% of the photo; is it inverted? It must be white where "
+            "the speaker is.",
+            number,
+            100 * share,
         )
     return mask
 
@@ -155,6 +167,17 @@ def _drawn_mask(region: Tensor, number: int, photo: Size) -> Tensor:
         raise InputError(f"Speaker {number}'s mask holds NaN. Check the step that made the mask.")
     mask = (mask >= 0.5 if mask.is_floating_point() else mask != 0).cpu()
     if tuple(mask.shape) != tuple(photo):
+        scale = photo.height / mask.shape[0], photo.width / mask.shape[1]
+        if max(scale) > _SAME_SHAPE * min(scale):
+            log.warning(
+                "Speaker %d's mask of %dx%d pixels has another shape than the photo of %dx%d; it "
+                "is stretched to it.",
+                number,
+                mask.shape[1],
+                mask.shape[0],
+                photo.width,
+                photo.height,
+            )
         mask = (
             functional.interpolate(mask[None, None].float(), size=photo, mode="nearest")[0, 0] > 0
         )
@@ -164,12 +187,14 @@ def _drawn_mask(region: Tensor, number: int, photo: Size) -> Tensor:
 def _without_later(masks: Tensor, i_speaker: int) -> Tensor:
     """Take from one speaker's mask what later speakers cover, with a warning."""
     mask = masks[i_speaker]
-    kept = mask & ~masks[i_speaker + 1 :].any(dim=0)
+    later = masks[i_speaker + 1 :].any(dim=0)
+    kept = mask & ~later
     lost = 100 * (1 - float(kept.sum()) / float(mask.sum()))
     if not bool(kept.any()):
         raise InputError(
-            f"Speaker {i_speaker + 1}'s mask is covered by the masks of later speakers. Give "
-            "masks that do not overlap."
+            f"Speaker {i_speaker + 1}'s mask is covered by the masks of later speakers, which "
+            f"cover {100 * float(later.sum()) / later.numel():.0f} % of the photo. Give masks that "
+            "do not overlap, white where the speaker is."
         )
     if lost > 0:
         log.warning(

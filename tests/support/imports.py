@@ -16,11 +16,12 @@ HOST_MODULES = frozenset(
 _UNREADABLE = "<computed name>"
 _ROOMS = frozenset({"multitalk_core", "wan_gguf_loader", "nodes", "standalone"})
 _STANDALONE = frozenset(
-    {"av", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "sentencepiece"}
-    | {"tokenizers", "torch", "tqdm", "transformers"}
+    {"av", "diffusers", "huggingface_hub", "numpy", "PIL", "pillow_heif", "safetensors"}
+    | {"sentencepiece", "tokenizers", "torch", "tqdm", "transformers"}
 )
 _STDLIB_ONLY = frozenset({"errors", "config", "geometry", "method.segments"})
 _CORE_EXTRAS = {
+    "inputs.photo": {"numpy", "PIL"},
     "inputs.voices": {"numpy", "librosa", "pyloudnorm"},
     "inputs.timeline": {"numpy"},
     "inputs.features": {"transformers"},
