@@ -1,4 +1,4 @@
-"""MultiTalk Audio Embeds: speakers to audio features and to the video's sound."""
+"""MultiTalk Audio Embeds: from speakers to audio features and the sound of the video."""
 
 from __future__ import annotations
 

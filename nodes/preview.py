@@ -1,4 +1,4 @@
-"""Previews: who is where before the long work, and the video at a glance after it."""
+"""Preview nodes: where the speakers are, before sampling; the video over its sound, after it."""
 
 from __future__ import annotations
 
@@ -101,6 +101,6 @@ class PreviewStrip(io.ComfyNode):
 
 
 def _shown(picture: Tensor, node: type[io.ComfyNode]) -> io.NodeOutput:
-    """Show a picture `(H, W, 3)` uint8 on the node and hand it on as IMAGE."""
+    """Show a picture `(H, W, 3)` uint8 on the node and return it as IMAGE."""
     image = picture[None].float() / 255
     return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=node))

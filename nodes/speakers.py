@@ -1,4 +1,4 @@
-"""Speaker: one voice, and where in the photo the person is who says it."""
+"""Speaker node: a voice, and where in the photo its speaker is."""
 
 from __future__ import annotations
 

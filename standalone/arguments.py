@@ -27,7 +27,7 @@ _FAST = (
     "audio_guidance_end",
     "step_cache",
 )
-"""Settings that run the model less often."""
+"""Settings that save model calls."""
 _MAX_STRENGTH = 100
 """Largest strength of a LoRA, as in ComfyUI."""
 
@@ -144,7 +144,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="VOICE",
-        help="a voice; once per speaker",
+        help="recording of a voice; once per speaker",
     )
     add(
         "--mask",
@@ -153,7 +153,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="where a speaker is, white on black; once per --audio, in the same order",
+        help="mask of a speaker, white on black; once per --audio, in the same order",
     )
     add(
         "--box",
@@ -161,7 +161,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         type=_box,
         action="append",
         metavar="LEFT,TOP,RIGHT,BOTTOM",
-        help="the same in pixels of the photo",
+        help="box around a speaker, in place of a mask, in pixels of the photo",
     )
     add(
         "--start",
@@ -178,13 +178,18 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="voices at once, or one after another",
     )
     add("--prompt", required=True, metavar="TEXT", help="what the video shows")
-    add("--negative-prompt", default=NEGATIVE_PROMPT, metavar="TEXT", help="what it should not")
+    add(
+        "--negative-prompt",
+        default=NEGATIVE_PROMPT,
+        metavar="TEXT",
+        help="what the video must not show",
+    )
     add(
         "--size",
         type=_size,
         default="480p",
         metavar="480p|720p|WxH|LONGEST",
-        help="upstream's table, exact pixels, or the longest side in pixels",
+        help="a table of sizes, exact pixels, or the longest side in pixels",
     )
     add("-o", "--output", type=Path, required=True, metavar="VIDEO", help="the .mp4 to write")
 
@@ -215,24 +220,34 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=("multitalk", "infinitetalk"),
         default=defaults.method,
-        help="what the adapter was trained for",
+        help="the method the adapter was trained for",
     )
     add(
         "--preset",
         choices=("quality", "quick"),
         default="quality",
-        help="quick is for a distilled LoRA; the settings below override it",
+        help="quick is for a distilled LoRA; the options below override it",
     )
     add("--steps", type=int, metavar="N", help="steps per segment (40, quick 4)")
-    add("--shift", type=float, metavar="X", help="of the schedule (7, at 720p 11, quick 2)")
-    add("--text-guidance", type=float, metavar="X", help="1 leaves it out (5, quick 1)")
-    add("--audio-guidance", type=float, metavar="X", help="1 leaves it out (4, quick 2)")
+    add("--shift", type=float, metavar="X", help="shift of the schedule (7, at 720p 11, quick 2)")
+    add(
+        "--text-guidance",
+        type=float,
+        metavar="X",
+        help="scale of the text guidance; 1 turns it off (5, quick 1)",
+    )
+    add(
+        "--audio-guidance",
+        type=float,
+        metavar="X",
+        help="scale of the audio guidance; 1 turns it off (4, quick 2)",
+    )
     add(
         "--audio-strength",
         type=float,
         default=defaults.audio_strength,
         metavar="X",
-        help="factor of the audio layers",
+        help="multiplier of the audio layers",
     )
     add(
         "--segment-frames",
@@ -245,13 +260,15 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--motion-frames",
         type=int,
         metavar="N",
-        help="frames a segment takes over, 4n + 1 (25, infinitetalk 9)",
+        help="frames repeated from the segment before, 4n + 1 (25, infinitetalk 9)",
     )
-    add("--seed", type=_seed, default=42, metavar="N", help="of all noise, 0 to 2^64 - 1")
+    add("--seed", type=_seed, default=42, metavar="N", help="seed of all noise, 0 to 2^64 - 1")
 
 
 def _add_fast(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("fast modes, off by default (docs/speed.md has their price)")
+    group = parser.add_argument_group(
+        "fast modes, off by default (docs/speed.md says what they cost)"
+    )
     defaults = SamplingConfig()
 
     def add(name: str, what: str) -> None:
@@ -263,37 +280,44 @@ def _add_fast(parser: argparse.ArgumentParser) -> None:
             help=what,
         )
 
-    add("text_guidance_start", "share of the steps, 0 to 1, after which the text guidance begins")
-    add("text_guidance_end", "share of the steps after which it ends")
-    add("audio_guidance_start", "the same for the audio guidance")
-    add("audio_guidance_end", "the same for the audio guidance")
-    add("step_cache", "reuse the model's last answer while it would change by less, such as 0.05")
+    add("text_guidance_start", "share of the steps, 0 to 1, at which the text guidance begins")
+    add("text_guidance_end", "share of the steps at which the text guidance ends")
+    add("audio_guidance_start", "share of the steps at which the audio guidance begins")
+    add("audio_guidance_end", "share of the steps at which the audio guidance ends")
+    add(
+        "step_cache",
+        "reuse the model's last output while its estimated change is below X, such as 0.05",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it runs")
     add = group.add_argument
     add("--device", metavar="NAME", help="cuda, cuda:1, cpu ... (a CUDA card if there is one)")
-    add("--dtype", choices=("float32", "bfloat16"), help="(bfloat16, on a CPU float32)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="type of the computation (bfloat16, on a CPU float32)",
+    )
     add(
         "--offload",
         choices=("auto", "none", "blocks"),
         default="auto",
-        help="none keeps the transformer on the card, blocks streams it from main memory; auto "
-        "does what fits, on the smallest cards with the VAE in tiles",
+        help="none keeps the transformer on the card; blocks streams it and the text encoder from "
+        "main memory, block by block; auto chooses what fits, with a tiled VAE if need be",
     )
     add(
         "--precision",
         choices=("exact", "int8"),
         default="exact",
-        help="int8 multiplies in 8 bits: faster, and less exact",
+        help="int8 uses 8-bit matrix products: faster and less exact",
     )
     add(
         "--attention",
         choices=("auto", "torch", "flash", "sage"),
         default="auto",
-        help="among the video's tokens; flash is flash-attn-4, which auto takes on a Hopper card "
-        "that has it; sage is SageAttention, less exact",
+        help="attention backend among video tokens; flash is flash-attn-4, which auto chooses on a "
+        "Hopper card if it is installed; sage is SageAttention, less exact",
     )
     add("--json", action="store_true", help="write a summary as JSON to standard output")
     add("--quiet", action="store_true", help="no progress bar")  # fmt: skip
@@ -315,7 +339,7 @@ def _speakers(options: argparse.Namespace) -> tuple[SpeakerFiles, ...]:
 
 
 def _argument(convert: Callable[[str], object]) -> Callable[[str], object]:
-    """Pass the sentence of an `InputError` on to argparse, which names the argument."""
+    """Turn an `InputError` into argparse's own error, which names the argument."""
 
     def converted(text: str) -> object:
         try:

@@ -1,12 +1,12 @@
-"""Speaker masks: who talks where, from the photo's pixels to the token grid.
+"""Speaker masks: where each speaker is, from the photo's pixels to the token grid.
 
 Follows the mask part of `generate` in MultiTalk `wan/multitalk.py`. The last mask is always the
-background, what no speaker covers. With one speaker the method looks at no mask, so the speaker is
-the whole picture.
+background: the pixels that no speaker covers. With one speaker the method uses no mask, so the
+speaker's mask is the whole picture.
 
-Departures: boxes are given by column and row (upstream's x is the row); where masks overlap the
-later speaker wins (upstream leaves both); a mask without a token is an error (upstream's video
-becomes NaN).
+Departures: boxes are given by column and row (upstream's x is the row); where masks overlap, the
+pixels belong to the later speaker (upstream: to both); a mask that covers no token is an error
+(upstream's video becomes NaN).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..geometry import PIXEL_STRIDE, TOKEN_PIXELS, Box, Size, cover_crop
 
 FACE_MARGIN = 0.05
-"""Share of each half that upstream leaves free at every edge when no mask is given."""
+"""Margin of the default masks, as a share of the width or height of each half."""
 _SUSPICIOUS_SHARE = 0.6
 """Share of the photo above which a mask of one of several speakers is probably inverted."""
 _SAME_SHAPE = 1.02
@@ -64,7 +64,7 @@ def speaker_masks(regions: Sequence[Tensor | Box | None], *, photo: Size) -> Ten
 
 
 def fit_masks(masks: Tensor, *, size: Size) -> Tensor:
-    """Resize and crop masks as the photo is, then sample them on the latent grid (nearest).
+    """Resize and crop masks as `photo.prepare` does; sample them on the latent grid (nearest).
 
     Args:
         masks: `(S + 1, H0, W0)` at the photo's size.
@@ -81,7 +81,7 @@ def fit_masks(masks: Tensor, *, size: Size) -> Tensor:
 
 
 def to_tokens(masks: Tensor) -> Tensor:
-    """Sample latent masks on the token grid: the top left latent of each 2x2 counts.
+    """Sample latent masks on the token grid, at the top left latent of each 2x2.
 
     Args:
         masks: `(S + 1, h, w)` on the latent grid, both sides even.
@@ -90,7 +90,7 @@ def to_tokens(masks: Tensor) -> Tensor:
         Token masks `(S + 1, (h / 2) * (w / 2))` bool.
 
     Raises:
-        InputError: If a speaker is left with no token; the message names the speaker.
+        InputError: If a speaker's mask covers no token; the message names the speaker.
     """
     tokens = (masks[:, ::2, ::2] > 0).flatten(start_dim=1)
     for i_speaker, mask in enumerate(tokens[:-1]):
@@ -185,7 +185,7 @@ def _drawn_mask(region: Tensor, number: int, photo: Size) -> Tensor:
 
 
 def _without_later(masks: Tensor, i_speaker: int) -> Tensor:
-    """Take from one speaker's mask what later speakers cover, with a warning."""
+    """Remove the pixels of later speakers from one speaker's mask, with a warning."""
     mask = masks[i_speaker]
     later = masks[i_speaker + 1 :].any(dim=0)
     kept = mask & ~later

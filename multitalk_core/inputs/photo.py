@@ -20,12 +20,12 @@ from ..errors import InputError
 from ..geometry import Size, cover_crop
 
 CLIP_SIZE = 224
-"""Side of the picture the CLIP vision tower sees, in pixels."""
+"""Side of the CLIP vision tower's input, in pixels."""
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _RANGE_SLACK = 0.5
-"""How far a float image may leave [0, 1]; resampling overshoots a little, 0..255 values by far."""
+"""How far a float image may exceed [0, 1]: more than resampling overshoots."""
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def resize_for_clip(image: Tensor) -> Tensor:
 
 
 def _one_image(image: Tensor) -> Tensor:
-    """Give `(H, W, C)` of whatever layout, checked."""
+    """Return the first image of any layout as `(H, W, C)`, checked."""
     pixels = image
     if pixels.ndim == 4 and pixels.shape[0] > 1:
         log.warning("The photo is a batch of %d images; the first is used.", pixels.shape[0])

@@ -1,4 +1,4 @@
-"""Who is where: each speaker's place over the photo, and when each voice is heard."""
+"""Speaker preview: each speaker's mask over the photo, and when each voice is heard."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LABEL = 26
 _LANE = 64
 _BADGE = 22
 _TINT = 0.2
-"""Share of the speaker's colour over the photo."""
+"""Opacity of the speaker's colour over the photo."""
 _DIM = 0.45
-"""Share of the photo's light that is left where nobody speaks."""
+"""Brightness of the photo outside all masks, as a share of the original."""
 _OUTLINE = 3
-"""Half the width of a place's edge, in pixels."""
+"""Half the width of a mask's outline, in pixels."""
 
 
 class _Place(NamedTuple):
@@ -46,14 +46,14 @@ class Lane(NamedTuple):
 def draw_speakers(
     photo: Tensor, *, masks: Tensor, lanes: Sequence[Lane], sample_rate: int, seconds: float
 ) -> Tensor:
-    """Draw each speaker's place and voice in the speaker's colour.
+    """Draw each speaker's mask and voice in the speaker's colour.
 
     Args:
         photo: `(H, W, 3)` uint8.
-        masks: Where each speaker is, `(S, H, W)` bool, no two of which overlap.
+        masks: Speaker masks `(S, H, W)` bool that do not overlap.
         lanes: One per speaker.
         sample_rate: Of the tracks, in Hz.
-        seconds: What the video lasts.
+        seconds: Length of the video.
 
     Returns:
         The picture, `(H, W, 3)` uint8.
@@ -90,7 +90,7 @@ def draw_speakers(
 
 
 def _tinted(photo: Tensor, masks: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """Give the photo at a size (height, width) with every place tinted and edged."""
+    """Return the photo at a size (height, width) with every mask tinted and outlined."""
     pixels = _resized(photo.cpu().permute(2, 0, 1).float(), size)
     places = _resized(masks.cpu().float(), size) >= 0.5
     if len(places) > 1:
@@ -109,7 +109,7 @@ def _resized(channels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _edge(place: Tensor) -> Tensor:
-    """Give the pixels of a place `(H, W)` that are nearest to what is not it."""
+    """Return the pixels of a mask `(H, W)` that are near its edge."""
     width = 2 * _OUTLINE * OVERSAMPLING
     outside = functional.pad(~place, [width] * 4, value=True)[None].float()
     near = functional.max_pool2d(outside, kernel_size=(2 * width + 1, 1), stride=1)
@@ -118,7 +118,7 @@ def _edge(place: Tensor) -> Tensor:
 
 
 def _corner(mask: Tensor) -> _Place:
-    """Give the top left corner of a mask's bounding box."""
+    """Return the top left corner of a mask's bounding box."""
     rows, columns = mask.nonzero(as_tuple=True)
     return _Place(int(columns.min()), int(rows.min()))
 
