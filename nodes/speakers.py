@@ -44,9 +44,7 @@ class MultiTalkSpeaker(io.ComfyNode):
             inputs=[
                 io.Audio.Input("audio", tooltip="The voice, 0.4 seconds or longer, at any rate."),
                 io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="White where the person is, of the photo's size.",
+                    "mask", optional=True, tooltip="White where the person is, of the photo's size."
                 ),
                 _side("left", "Left"),
                 _side("top", "Top"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,14 +21,6 @@ from .request import (
     preset_sampling,
 )
 
-_FAST = (
-    "text_guidance_start",
-    "text_guidance_end",
-    "audio_guidance_start",
-    "audio_guidance_end",
-    "step_cache",
-)
-"""Settings that save model calls."""
 _MAX_STRENGTH = 100
 """Largest strength of a LoRA, as in ComfyUI."""
 
@@ -87,44 +80,21 @@ def build_request(options: argparse.Namespace) -> Request:
     Raises:
         InputError: If they do not fit together, or a setting is out of range.
     """
-    settings = preset_sampling(options.preset, size=options.size)
-    settings["motion_frames"] = MOTION_FRAMES[options.method]
-    settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    defaults = preset_sampling(options.preset, size=options.size)
+    defaults["motion_frames"] = MOTION_FRAMES[options.method]
     return Request(
-        image=options.image,
+        **_fields_of(Request, vars(options)),
         speakers=_speakers(options),
-        mode=options.mode,
-        prompt=options.prompt,
-        negative_prompt=options.negative_prompt,
-        files=ModelFiles(
-            base=options.base,
-            adapter=options.adapter,
-            loras=tuple(options.lora),
-            wav2vec2=options.wav2vec,
-            vae=options.vae,
-            text_encoder=options.text_encoder,
-            clip_vision=options.clip_vision,
-        ),
-        sampling=SamplingConfig(
-            method=options.method,
-            steps=int(settings["steps"]),
-            shift=settings["shift"],
-            text_guidance=settings["text_guidance"],
-            audio_guidance=settings["audio_guidance"],
-            audio_strength=options.audio_strength,
-            segment_frames=options.segment_frames,
-            motion_frames=int(settings["motion_frames"]),
-            **{name: getattr(options, name) for name in _FAST},
-        ),
-        size=options.size,
-        seed=options.seed,
-        device=options.device,
-        dtype=options.dtype,
-        offload=options.offload,
-        precision=options.precision,
-        attention=options.attention,
-        output=options.output,
+        files=ModelFiles(**_fields_of(ModelFiles, vars(options)), loras=tuple(options.lora)),
+        sampling=SamplingConfig(**_fields_of(SamplingConfig, defaults | given)),
     )
+
+
+def _fields_of(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a dataclass has fields for."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -202,7 +172,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
     add("--base", "Wan2.1 image-to-video")
     add("--adapter", "MultiTalk or InfiniteTalk; not for a base that has it", required=False)
-    add("--wav2vec", "Wav2Vec2")
+    group.add_argument(
+        "--wav2vec", dest="wav2vec2", type=Path, required=True, metavar="FILE", help="Wav2Vec2"
+    )
     add("--vae", "Wan2.1 VAE")
     add("--text-encoder", "UMT5 with its tokenizer")
     add("--clip-vision", "CLIP ViT-H")
