@@ -147,9 +147,10 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         default="together",
         help="voices at once, or one after another",
     )
-    add("--prompt", required=True, metavar="TEXT", help="what the video shows")
+    add("--prompt", type=_text, required=True, metavar="TEXT", help="what the video shows")
     add(
         "--negative-prompt",
+        type=_text,
         default=NEGATIVE_PROMPT,
         metavar="TEXT",
         help="what the video must not show",
@@ -330,6 +331,15 @@ def _whole_numbers(text: str, separator: str, count: int) -> tuple[int, ...] | N
         return tuple(int(part) for part in parts)
     except ValueError:
         return None
+
+
+@_argument
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as reason:
+        raise InputError("it holds bytes that are not UTF-8; give it in UTF-8") from reason
+    return text
 
 
 @_argument

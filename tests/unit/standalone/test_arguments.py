@@ -81,6 +81,10 @@ def test_largest_seed_is_the_runs() -> None:
         (("--text-guidance", "nan"), "`text_guidance` is nan"),
         (("--lora", "x.safetensors:1e308"), "with a strength from -100 to 100"),
         (("--lora", "x.safetensors:-inf"), "with a strength from -100 to 100"),
+        (
+            ("--negative-prompt", "\udcff"),
+            "argument --negative-prompt: it holds bytes that are not UTF",
+        ),
         (("--image", "other.png"), "argument --image: may be given only once"),
         (("--seed", "1", "--seed", "2"), "argument --seed: may be given only once"),
         (("-o", "b.mp4"), "argument -o/--output: may be given only once"),
