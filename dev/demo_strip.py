@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..multitalk_core.config import FPS
-from ..multitalk_core.inputs.voices import prepare_voice
+from ..multitalk_core.inputs.voices import Recording, prepare_voice
 from ..nodes.drawing.strip import Curve, draw_strip
-from ..standalone.media import Voice, read_voice
+from ..standalone.media import read_voice
 from .draw_cartoons import PORTRAIT
 from .train_tiny.articulation import SAMPLE_RATE, articulation
 from .train_tiny.mouth import WIDE_OPEN, correlation, opening
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def curves(frames: Tensor, voice: Voice) -> tuple[Tensor, Tensor]:
+def curves(frames: Tensor, voice: Recording) -> tuple[Tensor, Tensor]:
     """Give how far the mouth should be open and how far it is, from 0 to 1.
 
     Args:
@@ -65,7 +65,7 @@ def curves(frames: Tensor, voice: Voice) -> tuple[Tensor, Tensor]:
     Returns:
         Two curves `(T,)`.
     """
-    heard = prepare_voice(voice.waveform, sample_rate=voice.sample_rate, name=voice.name)
+    heard = prepare_voice(voice)
     length = len(frames) * SAMPLE_RATE // FPS
     heard = torch.nn.functional.pad(heard, (0, max(0, length - len(heard))))[:length]
     wanted = torch.from_numpy(articulation(heard.numpy(), len(frames))[:, 0])

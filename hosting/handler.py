@@ -46,8 +46,8 @@ _KINDS = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
-    """What a job asks for, checked.
+class JobInput:
+    """The checked input of a job.
 
     Attributes:
         image: The photo's file.
@@ -62,7 +62,7 @@ class Request:
     sampler: Mapping[str, Any]
 
     @classmethod
-    def from_job(cls, job: Mapping[str, Any]) -> Request:
+    def from_job(cls, job: Mapping[str, Any]) -> JobInput:
         given = job.get("input")
         if not isinstance(given, Mapping):
             raise JobError("The job has no `input` object. Send `image` and `audio` in it.")
@@ -98,10 +98,10 @@ async def handler(job: Mapping[str, Any]) -> AsyncGenerator[Event, None]:
     """
     try:
         settings = Settings.from_environment()
-        request = Request.from_job(job)
+        wanted = JobInput.from_job(job)
         async with (
             aiohttp.ClientSession(settings.url) as session,
-            contextlib.aclosing(_events(request, ComfyUI(session, settings))) as events,
+            contextlib.aclosing(_events(wanted, ComfyUI(session, settings))) as events,
         ):
             async for event in events:
                 yield event
@@ -111,11 +111,11 @@ async def handler(job: Mapping[str, Any]) -> AsyncGenerator[Event, None]:
         yield {"error": f"ComfyUI went away during the job ({reason}). See its log."}
 
 
-async def _events(request: Request, comfyui: ComfyUI) -> AsyncGenerator[Event, None]:
+async def _events(wanted: JobInput, comfyui: ComfyUI) -> AsyncGenerator[Event, None]:
     began = time.monotonic()
     await comfyui.wait_until_up()
     try:
-        graph, target = await _graph(request, comfyui)
+        graph, target = await _graph(wanted, comfyui)
         progress = Progress(graph)
         async with comfyui.run(graph, target=target) as messages:
             yield {"status": "queued", "prompt_id": comfyui.prompt_id}
@@ -161,9 +161,9 @@ class Progress:
         return str(self._graph[node]["class_type"])
 
 
-async def _graph(request: Request, comfyui: ComfyUI) -> tuple[Graph, str]:
+async def _graph(wanted: JobInput, comfyui: ComfyUI) -> tuple[Graph, str]:
     """Upload the files and fill the API workflow; give it and its saving node."""
-    path = comfyui.settings.workflows / _WORKFLOWS[len(request.voices)]
+    path = comfyui.settings.workflows / _WORKFLOWS[len(wanted.voices)]
     graph: Graph = json.loads(path.read_text(encoding="utf-8"))
 
     def inputs(kind: str) -> list[dict[str, Any]]:
@@ -171,15 +171,15 @@ async def _graph(request: Request, comfyui: ComfyUI) -> tuple[Graph, str]:
 
     (sampler,) = inputs("MTK_Sampler")
     free = {name for name, value in sampler.items() if not isinstance(value, list)}
-    if wrong := sorted(set(request.sampler) - free):
+    if wrong := sorted(set(wanted.sampler) - free):
         raise JobError(f"`sampler` has {wrong}; it may have {sorted(free)}.")
-    sampler.update(request.sampler)
-    if request.prompt is not None:
-        graph[sampler["positive"][0]]["inputs"]["text"] = request.prompt
+    sampler.update(wanted.sampler)
+    if wanted.prompt is not None:
+        graph[sampler["positive"][0]]["inputs"]["text"] = wanted.prompt
     (photo,) = inputs("LoadImage")
-    photo["image"] = await comfyui.upload(request.image, "photo")
+    photo["image"] = await comfyui.upload(wanted.image, "photo")
     for number, node in enumerate(inputs("LoadAudio")):
-        node["audio"] = await comfyui.upload(request.voices[number], f"voice{number}")
+        node["audio"] = await comfyui.upload(wanted.voices[number], f"voice{number}")
     (target,) = [number for number, node in graph.items() if node["class_type"] == "SaveVideo"]
     graph[target]["inputs"]["filename_prefix"] = f"{comfyui.folder}/video"
     return graph, target

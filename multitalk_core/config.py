@@ -16,6 +16,9 @@ Method = Literal["multitalk", "infinitetalk"]
 FPS = 25
 """Video frames, and audio features, per second: a constant of the model."""
 
+MAX_SEGMENT_FRAMES = 1001
+"""Most frames that are sampled at once."""
+
 AUDIO_WINDOW = 5
 """Audio features seen around one video frame (80 ms either way)."""
 
@@ -172,9 +175,11 @@ class SamplingConfig:
                 )
         for name in ("segment_frames", "motion_frames"):
             value = getattr(self, name)
-            if value < 1 or value % 4 != 1:
+            if not 1 <= value <= MAX_SEGMENT_FRAMES or value % 4 != 1:
+                nearest = 4 * min(max(value // 4, 1), MAX_SEGMENT_FRAMES // 4) + 1
                 raise InputError(
-                    f"`{name}` is {value}; it must be 4n + 1, such as {4 * max(value // 4, 1) + 1}."
+                    f"`{name}` is {value}; it must be 4n + 1 and at most {MAX_SEGMENT_FRAMES}, "
+                    f"such as {nearest}."
                 )
         if self.motion_frames >= self.segment_frames:
             raise InputError(

@@ -6,6 +6,7 @@ The buckets are the tables ASPECT_RATIO_627 and ASPECT_RATIO_960 of MultiTalk
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Literal, NamedTuple
 
@@ -17,6 +18,9 @@ PIXEL_STRIDE = 8
 """Pixels per latent, each way."""
 TOKEN_PIXELS = 16
 """Pixels per token, each way: two latents. Every size is a multiple of it."""
+
+MAX_SIDE = 4096
+"""Longest side of a video, in pixels."""
 
 Resolution = Literal["480p", "720p"]
 
@@ -53,6 +57,8 @@ class CoverCrop(NamedTuple):
     left: int
 
 
+_log = logging.getLogger(__name__)
+
 _BUCKETS: dict[Resolution, dict[float, Size]] = {
     "480p": {
         0.26: Size(320, 1216), 0.38: Size(384, 1024), 0.50: Size(448, 896), 0.67: Size(512, 768),
@@ -82,6 +88,36 @@ def aspect_size(photo: Size, *, longest_side: int) -> Size:
     """Give the size of the photo's aspect with a longest side in pixels, snapped to 16."""
     scale = longest_side / max(photo)
     return snap_size(Size(round(photo.height * scale), round(photo.width * scale)))
+
+
+def video_size(photo: Size, *, wanted: Resolution | Size | int) -> Size:
+    """Choose the size of the video, and warn if it is not the size asked for.
+
+    Args:
+        photo: The photo's size.
+        wanted: A bucket table, an exact size, or the longest side in pixels.
+
+    Raises:
+        InputError: If a side is longer than `MAX_SIDE`, or is not positive.
+    """
+    if isinstance(wanted, str):
+        return bucket_size(photo, resolution=wanted)
+    longest = wanted if isinstance(wanted, int) else max(wanted)
+    asked = (
+        f"a longest side of {wanted}"
+        if isinstance(wanted, int)
+        else f"{wanted.width}x{wanted.height}"
+    )
+    if longest > MAX_SIDE:
+        raise InputError(
+            f"A video of {asked} pixels is too large. Give at most {MAX_SIDE} pixels a side."
+        )
+    size = aspect_size(photo, longest_side=wanted) if isinstance(wanted, int) else snap_size(wanted)
+    if longest != max(size) or (isinstance(wanted, Size) and size != wanted):
+        _log.warning(
+            "%s pixels is no multiple of 16; the video is %dx%d.", asked, size.width, size.height
+        )
+    return size
 
 
 def snap_size(size: Size) -> Size:

@@ -1,4 +1,4 @@
-"""MultiTalk Audio Embeds: speakers to audio features and to the video's sound."""
+"""MultiTalk Audio Embeds: from speakers to audio features and the sound of the video."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from comfy_api.latest import io
 
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.inputs.speech import listen
-from ..multitalk_core.inputs.voices import Mode, arrange, mix, prepare_voice
+from ..multitalk_core.inputs.timeline import Mode, arrange_recordings
+from ..multitalk_core.model.lrope import MAX_SPEAKERS
 from .host.speech import VoiceEncoder
 from .sockets import AudioEmbeds, Speaker, Speakers, SpokenAudio, Wav2Vec2
-
-MAX_SPEAKERS = 2
-"""As many as MultiTalk's weights were trained to tell apart."""
 
 
 class MultiTalkAudioEmbeds(io.ComfyNode):
@@ -68,25 +66,21 @@ class MultiTalkAudioEmbeds(io.ComfyNode):
                 f"There are {len(people)} speakers; MultiTalk knows 1 or 2. "
                 "Connect one MultiTalk Speaker, or two."
             )
-        voices = [
-            prepare_voice(
-                person.sound.waveform,
-                sample_rate=person.sound.sample_rate,
-                name=f"Speaker {number}'s voice",
-            )
-            for number, person in enumerate(people, start=1)
-        ]
-        timeline = arrange(voices, mode=mode, starts=[person.start for person in people])
+        arrangement = arrange_recordings(
+            [
+                person.recording._replace(name=f"Speaker {number}'s voice")
+                for number, person in enumerate(people, start=1)
+            ],
+            mode=mode,
+            starts=[person.start for person in people],
+            memory=wav2vec2.memory,
+        )
+        timeline = arrangement.timeline
         spoken = SpokenAudio(
             speech=listen(timeline.tracks, wav2vec2, num_frames=timeline.num_frames),
             regions=tuple(person.region for person in people),
             timeline=timeline,
-            sound=mix(
-                [person.sound.waveform for person in people],
-                sample_rates=[person.sound.sample_rate for person in people],
-                starts=timeline.starts,
-                num_frames=timeline.num_frames,
-            ),
+            sound=arrangement.sound,
             encoder=wav2vec2.name,
         )
         return io.NodeOutput(spoken)

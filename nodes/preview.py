@@ -1,4 +1,4 @@
-"""Previews: who is where before the long work, and the video at a glance after it."""
+"""Preview nodes: where the speakers are, before sampling; the video over its sound, after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..multitalk_core.geometry import Size
 from ..multitalk_core.inputs.masks import speaker_masks
 from ..multitalk_core.inputs.photo import to_photo
 from ..multitalk_core.inputs.voices import SAMPLE_RATE
-from .drawing.speakers import Voice, draw_speakers
+from .drawing.speakers import Lane, draw_speakers
 from .drawing.strip import draw_strip
 from .sockets import AudioEmbeds, SpokenAudio
 
@@ -54,9 +54,8 @@ class PreviewSpeakers(io.ComfyNode):
         picture = draw_speakers(
             photo,
             masks=masks[:-1],  # without the background
-            voices=[
-                Voice(track, start / SAMPLE_RATE, stop / SAMPLE_RATE)
-                for track, start, stop in spans
+            lanes=[
+                Lane(track, start / SAMPLE_RATE, stop / SAMPLE_RATE) for track, start, stop in spans
             ],
             sample_rate=SAMPLE_RATE,
             seconds=timeline.num_frames / FPS,
@@ -102,6 +101,6 @@ class PreviewStrip(io.ComfyNode):
 
 
 def _shown(picture: Tensor, node: type[io.ComfyNode]) -> io.NodeOutput:
-    """Show a picture `(H, W, 3)` uint8 on the node and hand it on as IMAGE."""
+    """Show a picture `(H, W, 3)` uint8 on the node and return it as IMAGE."""
     image = picture[None].float() / 255
     return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=node))

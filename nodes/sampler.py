@@ -14,7 +14,7 @@ from torch import Tensor
 from ..multitalk_core.config import FPS, ApgConfig, SamplingConfig
 from ..multitalk_core.engine import Finished
 from ..multitalk_core.errors import InputError
-from ..multitalk_core.geometry import Size, aspect_size, bucket_size
+from ..multitalk_core.geometry import MAX_SIDE, Size, video_size
 from ..multitalk_core.inputs.photo import to_photo
 from ..multitalk_core.inputs.scene import Scene, Text, compose
 from .host.sampling import EULER, SAMPLERS, SCHEDULERS, UPSTREAM, HostSampler
@@ -83,7 +83,7 @@ class MultiTalkSampler(io.ComfyNode):
         check_features(session.transformer, audio_embeds.speech, encoder=audio_embeds.encoder)
         photo = to_photo(image)
         shape = Size(*photo.shape[:2])
-        video_size = _video_size(shape, choice=size, longest_side=longest_side)
+        frame_size = video_size(shape, wanted=longest_side if size == "longest side" else size)
         speech = audio_embeds.speech
         text_len = session.transformer.config.text_len
         text = Text(
@@ -91,7 +91,7 @@ class MultiTalkSampler(io.ComfyNode):
             None if negative is None else _tokens(negative, "negative", limit=text_len),
         )
         scene = Scene(
-            picture=compose(photo, audio_embeds.regions, size=video_size),
+            picture=compose(photo, audio_embeds.regions, size=frame_size),
             speech=speech,
             text_at=lambda _: text,
         )
@@ -106,7 +106,7 @@ class MultiTalkSampler(io.ComfyNode):
         segments = session.engine(sampler).segments(
             scene, config, seed=seed, on_step=session.reporter()
         )
-        frames = _collect(segments, num_frames=speech.num_frames, size=video_size)
+        frames = _collect(segments, num_frames=speech.num_frames, size=frame_size)
         return _outputs(frames, audio_embeds)
 
 
@@ -152,7 +152,7 @@ def _look() -> list[io.Input]:
             "longest_side",
             default=832,
             min=16,
-            max=4096,
+            max=MAX_SIDE,
             step=16,
             tooltip="Pixels of the longer side, when size is 'longest side'.",
         ),
@@ -223,12 +223,6 @@ def _steps() -> list[io.Input]:
             ),
         ),
     ]
-
-
-def _video_size(photo: Size, *, choice: SizeChoice, longest_side: int) -> Size:
-    if choice == "longest side":
-        return aspect_size(photo, longest_side=longest_side)
-    return bucket_size(photo, resolution=choice)
 
 
 def _tokens(conditioning: list[Any], name: str, *, limit: int) -> Tensor:

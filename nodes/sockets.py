@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..multitalk_core.geometry import Box
 from ..multitalk_core.inputs.speech import Speech
-from ..multitalk_core.inputs.voices import Sound, Timeline
+from ..multitalk_core.inputs.timeline import Sound, Timeline
+from ..multitalk_core.inputs.voices import Recording
 
 Wav2Vec2 = io.Custom("MTK_WAV2VEC2")
 Speakers = io.Custom("MULTITALK_SPEAKERS")
@@ -21,12 +22,12 @@ class Speaker:
     """One person of the video; `MULTITALK_SPEAKERS` is a tuple of them.
 
     Attributes:
-        sound: The recording as it came.
+        recording: The voice as it was recorded.
         region: Where the person is in the photo: a mask `(H, W)`, a box, or `None` for the default.
         start: When the voice begins, in seconds; in turn, the pause before it.
     """
 
-    sound: Sound
+    recording: Recording
     region: Tensor | Box | None
     start: float
 

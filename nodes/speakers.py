@@ -1,4 +1,4 @@
-"""Speaker: one voice, and where in the photo the person is who says it."""
+"""Speaker node: a voice, and where in the photo its speaker is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Box
-from ..multitalk_core.inputs.voices import Sound, check_voice
+from ..multitalk_core.inputs.timeline import MAX_START
+from ..multitalk_core.inputs.voices import Recording, check_voice
 from .sockets import Speaker, Speakers
 
 _MAX_PIXELS = 16384
@@ -43,9 +44,7 @@ class MultiTalkSpeaker(io.ComfyNode):
             inputs=[
                 io.Audio.Input("audio", tooltip="The voice, 0.4 seconds or longer, at any rate."),
                 io.Mask.Input(
-                    "mask",
-                    optional=True,
-                    tooltip="White where the person is, of the photo's size.",
+                    "mask", optional=True, tooltip="White where the person is, of the photo's size."
                 ),
                 _side("left", "Left"),
                 _side("top", "Top"),
@@ -55,7 +54,7 @@ class MultiTalkSpeaker(io.ComfyNode):
                     "start",
                     default=0.0,
                     min=0.0,
-                    max=3600.0,
+                    max=MAX_START,
                     step=0.04,
                     tooltip=(
                         "When the voice begins, in seconds. With voices in turn: the pause "
@@ -87,10 +86,10 @@ class MultiTalkSpeaker(io.ComfyNode):
                 "The voice is missing: what is connected to `audio` gives no sound. Connect Load "
                 "Audio, or a video that has a sound track."
             )
-        sound = Sound(audio["waveform"], int(audio["sample_rate"]))
-        check_voice(sound.waveform, sample_rate=sound.sample_rate, name="The voice")
+        recording = Recording(audio["waveform"], int(audio["sample_rate"]), "The voice")
+        check_voice(recording)
         region = (box if any(box) else None) if mask is None else _one_mask(mask)
-        return io.NodeOutput((Speaker(sound=sound, region=region, start=start),))
+        return io.NodeOutput((Speaker(recording=recording, region=region, start=start),))
 
 
 def _one_mask(mask: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..multitalk_core.config import SamplingConfig
 from ..multitalk_core.errors import InputError
@@ -17,22 +17,38 @@ from .request import (
     Lora,
     ModelFiles,
     Request,
-    Speaker,
+    SpeakerFiles,
     preset_sampling,
 )
 
-_FAST = (
-    "text_guidance_start",
-    "text_guidance_end",
-    "audio_guidance_start",
-    "audio_guidance_end",
-    "step_cache",
-)
-"""Settings that run the model less often."""
+_MAX_STRENGTH = 100
+"""Largest strength of a LoRA, as in ComfyUI."""
+
+
+class _Once(argparse.Action):
+    """Stores a value, and refuses a second one instead of dropping the first."""
+
+    _given = False
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if self._given:
+            raise argparse.ArgumentError(self, "may be given only once")
+        self._given = True
+        setattr(namespace, self.dest, values)
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports a mistake on one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}. See `{self.prog} --help`.")
@@ -64,43 +80,21 @@ def build_request(options: argparse.Namespace) -> Request:
     Raises:
         InputError: If they do not fit together, or a setting is out of range.
     """
-    settings = preset_sampling(options.preset, size=options.size)
-    settings |= {name: value for name in settings if (value := getattr(options, name)) is not None}
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    defaults = preset_sampling(options.preset, size=options.size)
+    defaults["motion_frames"] = MOTION_FRAMES[options.method]
     return Request(
-        image=options.image,
+        **_fields_of(Request, vars(options)),
         speakers=_speakers(options),
-        mode=options.mode,
-        prompt=options.prompt,
-        negative_prompt=options.negative_prompt,
-        files=ModelFiles(
-            base=options.base,
-            adapter=options.adapter,
-            loras=tuple(options.lora),
-            wav2vec2=options.wav2vec,
-            vae=options.vae,
-            text_encoder=options.text_encoder,
-            clip_vision=options.clip_vision,
-        ),
-        sampling=SamplingConfig(
-            method=options.method,
-            steps=int(settings["steps"]),
-            shift=settings["shift"],
-            text_guidance=settings["text_guidance"],
-            audio_guidance=settings["audio_guidance"],
-            audio_strength=options.audio_strength,
-            segment_frames=options.segment_frames,
-            motion_frames=options.motion_frames or MOTION_FRAMES[options.method],
-            **{name: getattr(options, name) for name in _FAST},
-        ),
-        size=options.size,
-        seed=options.seed,
-        device=options.device,
-        dtype=options.dtype,
-        offload=options.offload,
-        precision=options.precision,
-        attention=options.attention,
-        output=options.output,
+        files=ModelFiles(**_fields_of(ModelFiles, vars(options)), loras=tuple(options.lora)),
+        sampling=SamplingConfig(**_fields_of(SamplingConfig, defaults | given)),
     )
+
+
+def _fields_of(kind: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a dataclass has fields for."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter):
@@ -120,7 +114,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="VOICE",
-        help="a voice; once per speaker",
+        help="recording of a voice; once per speaker",
     )
     add(
         "--mask",
@@ -129,7 +123,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="where a speaker is, white on black; once per --audio, in the same order",
+        help="mask of a speaker, white on black; once per --audio, in the same order",
     )
     add(
         "--box",
@@ -137,7 +131,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         type=_box,
         action="append",
         metavar="LEFT,TOP,RIGHT,BOTTOM",
-        help="the same in pixels of the photo",
+        help="box around a speaker, in place of a mask, in pixels of the photo",
     )
     add(
         "--start",
@@ -153,14 +147,20 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         default="together",
         help="voices at once, or one after another",
     )
-    add("--prompt", required=True, metavar="TEXT", help="what the video shows")
-    add("--negative-prompt", default=NEGATIVE_PROMPT, metavar="TEXT", help="what it should not")
+    add("--prompt", type=_text, required=True, metavar="TEXT", help="what the video shows")
+    add(
+        "--negative-prompt",
+        type=_text,
+        default=NEGATIVE_PROMPT,
+        metavar="TEXT",
+        help="what the video must not show",
+    )
     add(
         "--size",
         type=_size,
         default="480p",
         metavar="480p|720p|WxH|LONGEST",
-        help="upstream's table, exact pixels, or the longest side in pixels",
+        help="a table of sizes, exact pixels, or the longest side in pixels",
     )
     add("-o", "--output", type=Path, required=True, metavar="VIDEO", help="the .mp4 to write")
 
@@ -173,7 +173,9 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
     add("--base", "Wan2.1 image-to-video")
     add("--adapter", "MultiTalk or InfiniteTalk; not for a base that has it", required=False)
-    add("--wav2vec", "Wav2Vec2")
+    group.add_argument(
+        "--wav2vec", dest="wav2vec2", type=Path, required=True, metavar="FILE", help="Wav2Vec2"
+    )
     add("--vae", "Wan2.1 VAE")
     add("--text-encoder", "UMT5 with its tokenizer")
     add("--clip-vision", "CLIP ViT-H")
@@ -191,24 +193,34 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=("multitalk", "infinitetalk"),
         default=defaults.method,
-        help="what the adapter was trained for",
+        help="the method the adapter was trained for",
     )
     add(
         "--preset",
         choices=("quality", "quick"),
         default="quality",
-        help="quick is for a distilled LoRA; the settings below override it",
+        help="quick is for a distilled LoRA; the options below override it",
     )
-    add("--steps", type=int, metavar="N", help="steps per segment (40, quick 8)")
-    add("--shift", type=float, metavar="X", help="of the schedule (7, at 720p 11, quick 2)")
-    add("--text-guidance", type=float, metavar="X", help="1 leaves it out (5, quick 1)")
-    add("--audio-guidance", type=float, metavar="X", help="1 leaves it out (4, quick 2)")
+    add("--steps", type=int, metavar="N", help="steps per segment (40, quick 4)")
+    add("--shift", type=float, metavar="X", help="shift of the schedule (7, at 720p 11, quick 2)")
+    add(
+        "--text-guidance",
+        type=float,
+        metavar="X",
+        help="scale of the text guidance; 1 turns it off (5, quick 1)",
+    )
+    add(
+        "--audio-guidance",
+        type=float,
+        metavar="X",
+        help="scale of the audio guidance; 1 turns it off (4, quick 2)",
+    )
     add(
         "--audio-strength",
         type=float,
         default=defaults.audio_strength,
         metavar="X",
-        help="factor of the audio layers",
+        help="multiplier of the audio layers",
     )
     add(
         "--segment-frames",
@@ -220,15 +232,16 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add(
         "--motion-frames",
         type=int,
-        default=None,
         metavar="N",
-        help="frames a segment takes over, 4n + 1 (25, infinitetalk 9)",
+        help="frames repeated from the segment before, 4n + 1 (25, infinitetalk 9)",
     )
-    add("--seed", type=int, default=42, metavar="N", help="of all noise")  # fmt: skip
+    add("--seed", type=_seed, default=42, metavar="N", help="seed of all noise, 0 to 2^64 - 1")
 
 
 def _add_fast(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("fast modes, off by default (docs/speed.md has their price)")
+    group = parser.add_argument_group(
+        "fast modes, off by default (docs/speed.md says what they cost)"
+    )
     defaults = SamplingConfig()
 
     def add(name: str, what: str) -> None:
@@ -240,43 +253,50 @@ def _add_fast(parser: argparse.ArgumentParser) -> None:
             help=what,
         )
 
-    add("text_guidance_start", "share of the steps, 0 to 1, after which the text guidance begins")
-    add("text_guidance_end", "share of the steps after which it ends")
-    add("audio_guidance_start", "the same for the audio guidance")
-    add("audio_guidance_end", "the same for the audio guidance")
-    add("step_cache", "reuse the model's last answer while it would change by less, such as 0.05")
+    add("text_guidance_start", "share of the steps, 0 to 1, at which the text guidance begins")
+    add("text_guidance_end", "share of the steps at which the text guidance ends")
+    add("audio_guidance_start", "share of the steps at which the audio guidance begins")
+    add("audio_guidance_end", "share of the steps at which the audio guidance ends")
+    add(
+        "step_cache",
+        "reuse the model's last output while its estimated change is below X, such as 0.05",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how it runs")
     add = group.add_argument
     add("--device", metavar="NAME", help="cuda, cuda:1, cpu ... (a CUDA card if there is one)")
-    add("--dtype", choices=("float32", "bfloat16"), help="(bfloat16, on a CPU float32)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="type of the computation (bfloat16, on a CPU float32)",
+    )
     add(
         "--offload",
         choices=("auto", "none", "blocks"),
         default="auto",
-        help="none keeps the transformer on the card, blocks streams it from main memory; auto "
-        "does what fits, on the smallest cards with the VAE in tiles",
+        help="none keeps the transformer on the card; blocks streams it and the text encoder from "
+        "main memory, block by block; auto chooses what fits, with a tiled VAE if need be",
     )
     add(
         "--precision",
         choices=("exact", "int8"),
         default="exact",
-        help="int8 multiplies in 8 bits: faster, and less exact",
+        help="int8 uses 8-bit matrix products: faster and less exact",
     )
     add(
         "--attention",
         choices=("auto", "torch", "flash", "sage"),
         default="auto",
-        help="among the video's tokens; flash is flash-attn-4, which auto takes on a Hopper card "
-        "that has it; sage is SageAttention, less exact",
+        help="attention backend among video tokens; flash is flash-attn-4, which auto chooses on a "
+        "Hopper card if it is installed; sage is SageAttention, less exact",
     )
     add("--json", action="store_true", help="write a summary as JSON to standard output")
     add("--quiet", action="store_true", help="no progress bar")  # fmt: skip
 
 
-def _speakers(options: argparse.Namespace) -> tuple[Speaker, ...]:
+def _speakers(options: argparse.Namespace) -> tuple[SpeakerFiles, ...]:
     voices: list[Path] = options.audio
     if not voices:
         raise InputError("There is no voice. Give at least one with --audio FILE.")
@@ -288,11 +308,11 @@ def _speakers(options: argparse.Namespace) -> tuple[Speaker, ...]:
             )
     missing = [None] * len(voices)
     starts = (options.start + [0.0] * len(voices))[: len(voices)]
-    return tuple(map(Speaker, voices, [*options.regions, *missing], starts))
+    return tuple(map(SpeakerFiles, voices, [*options.regions, *missing], starts))
 
 
 def _argument(convert: Callable[[str], object]) -> Callable[[str], object]:
-    """Pass the sentence of an `InputError` on to argparse, which names the argument."""
+    """Turn an `InputError` into argparse's own error, which names the argument."""
 
     def converted(text: str) -> object:
         try:
@@ -311,6 +331,23 @@ def _whole_numbers(text: str, separator: str, count: int) -> tuple[int, ...] | N
         return tuple(int(part) for part in parts)
     except ValueError:
         return None
+
+
+@_argument
+def _text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as reason:
+        raise InputError("it holds bytes that are not UTF-8; give it in UTF-8") from reason
+    return text
+
+
+@_argument
+def _seed(text: str) -> int:
+    numbers = _whole_numbers(text, ",", 1)
+    if numbers is None or not 0 <= numbers[0] < 2**64:
+        raise InputError(f"{text!r} is no seed; give a whole number from 0 to 2^64 - 1")
+    return numbers[0]
 
 
 @_argument
@@ -343,6 +380,9 @@ def _lora(text: str) -> Lora:
         factor = float(strength)
     except ValueError:
         return Lora(Path(text), 1.0)  # no strength, and a colon would be part of the name
-    if not colon or not path or not math.isfinite(factor):
-        raise InputError(f"{text!r} is no LoRA; give FILE:STRENGTH, as distilled.safetensors:1.0")
+    if not colon or not path or not abs(factor) <= _MAX_STRENGTH:
+        raise InputError(
+            f"{text!r} is no LoRA; give FILE:STRENGTH, such as distilled.safetensors:1.0, with a "
+            f"strength from -{_MAX_STRENGTH} to {_MAX_STRENGTH}"
+        )
     return Lora(Path(path), factor)

@@ -1,7 +1,7 @@
 """The `multitalk` command: `generate` a video, `inspect` a weights file.
 
-Exit codes: 0 done, 2 for an input that cannot be used (one line on standard error), 130 for Ctrl-C,
-143 when it was asked to end (SIGTERM). However it ends, no half-written video is left.
+Exit codes: 0 for success, 2 for an input that cannot be used (one line on standard error), 130 for
+Ctrl-C, 143 for SIGTERM. No partial video is left in any case.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Without the program's name; `None` takes those of the process.
+        arguments: Without the program's name; `None` means those of the process.
 
     Returns:
         The exit code.
@@ -80,9 +80,9 @@ def _generate(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _unwinding() -> Iterator[None]:
-    """Let SIGTERM end the program as Ctrl-C does, through every `with`; else files stay behind."""
+    """Turn SIGTERM into an exception, so that every `with` block removes its files."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is told of signals
+        yield  # signals reach only the main thread
         return
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -92,8 +92,8 @@ def _unwinding() -> Iterator[None]:
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would stop the tidying up
-    sys.stderr.write("\nmultitalk: asked to end; no video was written\n")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the cleanup
+    sys.stderr.write("\nmultitalk: terminated; no video was written\n")
     raise SystemExit(_TERMINATED)
 
 

@@ -9,6 +9,7 @@ prompt alone.
 from __future__ import annotations
 
 import html
+import logging
 import math
 import re
 
@@ -21,6 +22,8 @@ from ..multitalk_core.errors import WeightsError
 from ..multitalk_core.inputs.photo import resize_for_clip
 from ..wan_gguf_loader.files import WeightsFile
 from .borrowed import count_layers, fill, on_device
+
+_log = logging.getLogger(__name__)
 
 TEXT_LEN = 512
 """Tokens of the longest prompt, the end mark included."""
@@ -64,6 +67,13 @@ class TextEncoder:
     def tokenize(self, prompt: str) -> Tensor:
         """Give the token numbers of a prompt, `(1, L)`, cut to 512, the end mark last."""
         pieces = self._tokenizer.encode(clean_prompt(prompt))
+        if len(pieces) >= TEXT_LEN:
+            _log.warning(
+                "The prompt %r... has %d tokens; the model reads %d.",
+                prompt[:40],
+                len(pieces) + 1,
+                TEXT_LEN,
+            )
         return torch.tensor([[*pieces[: TEXT_LEN - 1], self.model.config.eos_token_id]])
 
 

@@ -1,4 +1,4 @@
-"""What the command is asked for: files, speakers and settings of one video."""
+"""The request of the command: files, speakers and settings of one video."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 
 from ..multitalk_core.config import Method, SamplingConfig
 from ..multitalk_core.geometry import Box, Resolution, Size
+from ..multitalk_core.inputs.timeline import Mode
 from ..multitalk_core.model.backends import AttentionName
 from ..wan_gguf_loader.ops import Precision
 
-Mode = Literal["together", "in_turn"]
 Preset = Literal["quality", "quick"]
 Offload = Literal["auto", "none", "blocks"]
 
@@ -25,22 +25,22 @@ NEGATIVE_PROMPT = (
 """Upstream's, in MultiTalk `wan/configs/wan_multitalk_14B.py`."""
 
 MOTION_FRAMES: dict[Method, int] = {"multitalk": 25, "infinitetalk": 9}
-"""Frames a later segment takes over: the default of each upstream command line."""
+"""Frames repeated from the segment before: the default of each upstream command line."""
 
 
 class Lora(NamedTuple):
-    """A LoRA file and the factor on it."""
+    """A LoRA file and its strength."""
 
     path: Path
     strength: float
 
 
-class Speaker(NamedTuple):
-    """One voice.
+class SpeakerFiles(NamedTuple):
+    """One speaker's voice, and where the speaker is in the photo.
 
     Attributes:
         audio: File of the recording.
-        region: Mask file or box of the speaker in the photo; `None` where there is no doubt.
+        region: Mask file or box of the speaker in the photo; `None` for the default place.
         start: Seconds of silence before the voice.
     """
 
@@ -51,7 +51,7 @@ class Speaker(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelFiles:
-    """The weights. Without an `adapter` the base must have one merged in."""
+    """The weights files. Without an `adapter`, the base must contain one."""
 
     base: Path
     adapter: Path | None
@@ -69,23 +69,23 @@ class Request:
     Attributes:
         image: Photo file.
         speakers: Voices in order.
-        mode: Whether the voices sound `together` or `in_turn`.
+        mode: Whether the voices start `together` or follow each other `in_turn`.
         prompt: What the video shows.
-        negative_prompt: What it should not show; used unless the text guidance is 1.
+        negative_prompt: What it must not show; unused if the text guidance is 1.
         files: The weights.
         sampling: How to sample.
         size: A bucket table, an exact size, or the longest side in pixels.
-        seed: Of all noise.
+        seed: Seed of all noise.
         device: Where to compute, such as `cuda`; `None` takes a CUDA card if there is one.
         dtype: `float32` or `bfloat16`; `None` takes bfloat16 on a card and float32 on a CPU.
-        offload: Whether the transformer's blocks are streamed from main memory.
-        precision: How the transformer's large layers multiply.
-        attention: Who computes the attention among video tokens.
+        offload: Whether transformer and text encoder are streamed from main memory in blocks.
+        precision: Number format of the transformer's large matrix products.
+        attention: Attention backend among video tokens.
         output: The video file.
     """
 
     image: Path
-    speakers: tuple[Speaker, ...]
+    speakers: tuple[SpeakerFiles, ...]
     mode: Mode
     prompt: str
     negative_prompt: str
@@ -102,13 +102,13 @@ class Request:
 
 
 def preset_sampling(preset: Preset, *, size: Resolution | Size | int) -> dict[str, float]:
-    """Give the sampling settings of a preset.
+    """Return the sampling settings of a preset.
 
     Args:
-        preset: `quality` is upstream's way; `quick` is for a distilled LoRA.
-        size: Of the video; upstream shifts its 720p table further.
+        preset: `quality` has upstream's settings; `quick` is for a distilled LoRA.
+        size: Size of the video; upstream uses a larger shift at 720p.
     """
     if preset == "quick":
-        return {"steps": 8, "shift": 2.0, "text_guidance": 1.0, "audio_guidance": 2.0}
+        return {"steps": 4, "shift": 2.0, "text_guidance": 1.0, "audio_guidance": 2.0}
     shift = 11.0 if size == "720p" else 7.0
     return {"steps": 40, "shift": shift, "text_guidance": 5.0, "audio_guidance": 4.0}

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,12 +26,12 @@ if sys.platform != "win32":
 from ..multitalk_core.config import FPS
 from ..multitalk_core.engine import Step
 from ..multitalk_core.errors import InputError
-from ..multitalk_core.geometry import Size, aspect_size, bucket_size, snap_size
+from ..multitalk_core.geometry import Size, video_size
 from ..multitalk_core.inputs.features import audio_features
 from ..multitalk_core.inputs.photo import to_photo
 from ..multitalk_core.inputs.scene import Picture, Scene, Text, compose
 from ..multitalk_core.inputs.speech import listen
-from ..multitalk_core.inputs.voices import Sound, Timeline, arrange, mix, prepare_voice
+from ..multitalk_core.inputs.timeline import arrange_recordings
 from ..multitalk_core.method.guidance import needs_negative_text, passes_needed
 from ..multitalk_core.method.segments import TAIL_FRAMES
 from ..multitalk_core.model.attention import Attends
@@ -42,7 +41,16 @@ from ..wan_gguf_loader.int8 import multiplies_int8
 from .borrowed import held_bytes, on_device
 from .encoders import load_image_encoder, load_text_encoder
 from .media import read_mask, read_photo, read_voice
-from .memory import RESIDENT, STREAMED, VISITOR_SLACK, Plan, Workload, choose, free_bytes
+from .memory import (
+    RESIDENT,
+    STREAMED,
+    VISITOR_SLACK,
+    Plan,
+    Workload,
+    choose,
+    free_bytes,
+    total_bytes,
+)
 from .placement import PlacedEngine
 from .request import Request
 from .vae import load_vae, vae_width
@@ -87,13 +95,6 @@ class Summary:
     tiled: bool
     timings: dict[str, float]
     peak_memory_bytes: int | None
-
-
-class _Voices(NamedTuple):
-    """What is heard, by the model and by the viewer."""
-
-    timeline: Timeline
-    sound: Sound
 
 
 class _VoiceEncoder:
@@ -146,7 +147,12 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
         require_target(request.output)
         _check_speakers(request)
         picture = _read_picture(request)
-        voices = _read_voices(request)
+        voices = arrange_recordings(
+            [read_voice(speaker.audio, memory=total_bytes(device)) for speaker in request.speakers],
+            mode=request.mode,
+            starts=[speaker.start for speaker in request.speakers],
+            memory=total_bytes(device),
+        )
         files = OpenFiles(request.files)
         plan = _plan(files, request, size=picture.size, device=device, dtype=dtype)
     with watch.stage("listen"):
@@ -240,50 +246,12 @@ def _check_speakers(request: Request) -> None:
 def _read_picture(request: Request) -> Picture:
     photo = to_photo(read_photo(request.image))
     photo_size = Size(*photo.shape[:2])
-    size = _video_size(request, photo_size)
+    size = video_size(photo_size, wanted=request.size)
     regions = [
         read_mask(speaker.region) if isinstance(speaker.region, Path) else speaker.region
         for speaker in request.speakers
     ]
     return compose(photo, regions, size=size)
-
-
-def _video_size(request: Request, photo: Size) -> Size:
-    wanted = request.size
-    if isinstance(wanted, str):
-        return bucket_size(photo, resolution=wanted)
-    if isinstance(wanted, int):
-        size = aspect_size(photo, longest_side=wanted)
-        asked = f"a longest side of {wanted}"
-        exact = max(size) == wanted
-    else:
-        size = snap_size(wanted)
-        asked = f"{wanted.width}x{wanted.height}"
-        exact = size == wanted
-    if not exact:
-        _log.warning(
-            "%s pixels is no multiple of 16; the video is %dx%d.", asked, size.width, size.height
-        )
-    return size
-
-
-def _read_voices(request: Request) -> _Voices:
-    recordings = [read_voice(speaker.audio) for speaker in request.speakers]
-    timeline = arrange(
-        [
-            prepare_voice(voice.waveform, sample_rate=voice.sample_rate, name=voice.name)
-            for voice in recordings
-        ],
-        mode=request.mode,
-        starts=[speaker.start for speaker in request.speakers],
-    )
-    sound = mix(
-        [voice.waveform for voice in recordings],
-        sample_rates=[voice.sample_rate for voice in recordings],
-        starts=timeline.starts,
-        num_frames=timeline.num_frames,
-    )
-    return _Voices(timeline, sound)
 
 
 def _encode_text(
@@ -293,8 +261,11 @@ def _encode_text(
         files.text_encoder,
         device=device,
         dtype=dtype,
-        streamed=request.offload == "auto"
-        and held_bytes(files.text_encoder, dtype) * VISITOR_SLACK > free_bytes(device),
+        streamed=request.offload == "blocks"
+        or (
+            request.offload == "auto"
+            and held_bytes(files.text_encoder, dtype) * VISITOR_SLACK > free_bytes(device)
+        ),
     )
     prompts = [request.prompt]
     if needs_negative_text(request.sampling.text_guidance):

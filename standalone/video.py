@@ -1,7 +1,7 @@
 """Frames and sound to an MP4: H.264 and AAC, the sound exactly as long as the picture.
 
-The file is written under another name beside the target and takes the target's name when it is
-whole, so an error or Ctrl-C leaves nothing half-written and never harms an older video.
+The video is written to a temporary file beside the target and renamed when it is complete, so an
+error or Ctrl-C leaves no partial video and never damages an older one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import uuid
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -34,28 +35,30 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class VideoWriter:
-    """Writes one video as a context manager; `write` takes the frames in order."""
+    """Writes one video; a context manager whose `write` takes the frames in order."""
 
     def __init__(
         self, path: Path, *, size: Size, waveform: Tensor, sample_rate: int, fps: int = FPS
     ) -> None:
-        """Prepare to write; nothing is created before the `with` block.
+        """Check the target; no file is created before the `with` block.
 
         Args:
             path: The video, ending in `.mp4`; its folder must exist.
-            size: Of the frames, even numbers of pixels.
+            size: Size of the frames, even numbers of pixels.
             waveform: The sound, `(1, C, N)` or `(C, N)` with one or two channels; cut or padded
                 with silence to the length of the picture.
-            sample_rate: Of the sound in Hz, one that AAC knows; `mix` of the core gives such.
+            sample_rate: Of the sound in Hz, one that AAC supports (as that of `mix` is).
             fps: Frames per second.
 
         Raises:
-            InputError: If there can be no such file.
+            InputError: If no such file can be written.
         """
         require_target(path)
         self.path = path
         self.num_frames = 0
-        self._draft = path.with_name(f".{path.stem}.{os.getpid()}.part")
+        # short, whatever the video's name; absolute, for FFmpeg takes what precedes a colon in a
+        # relative name for a protocol
+        self._draft = path.absolute().with_name(f".{uuid.uuid4().hex}.part")
         self._size = size
         self._fps = fps
         self._waveform = waveform.reshape(-1, waveform.shape[-1]).float().cpu()
@@ -162,16 +165,25 @@ class VideoWriter:
 
 
 def require_target(path: Path) -> None:
-    """Check before the long work that a video can be written there.
+    """Check that a video can be written to a path, before the long work.
 
     Raises:
         InputError: If the name does not end in `.mp4`, is a folder, or its folder is missing.
     """
     if path.suffix.lower() != ".mp4":
         raise InputError(f"The video {path.name!r} must end in '.mp4'. Give another name.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder. Give the name of a file.")
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise InputError(f"There is no folder {path.parent}. Make it, or give another one.")
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as reason:  # in the first place a name that is too long for the file system
+        raise InputError(
+            f"No file can have the name {path.name!r}, of {len(os.fsencode(path.name))} bytes "
+            f"({reason.strerror}). Give a shorter name."
+        ) from reason
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"The folder {path.parent} cannot be written to. Give another one.")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...multitalk_core.config import FPS
-from ...multitalk_core.inputs.voices import SAMPLE_RATE, prepare_voice
+from ...multitalk_core.inputs.voices import SAMPLE_RATE, Recording, prepare_voice
 from ..train_tiny import drawing
 from ..train_tiny.articulation import articulation
 from ..train_tiny.clips import SIZES
@@ -115,7 +115,7 @@ def cut_voices(
 
 
 def _hear(recording: NDArray[np.float32], name: str) -> Voice:
-    track = prepare_voice(torch.from_numpy(recording), sample_rate=SAMPLE_RATE, name=name)
+    track = prepare_voice(Recording(torch.from_numpy(recording), SAMPLE_RATE, name))
     curves = articulation(track.numpy(), len(track) // _SAMPLES_PER_FRAME)
     return Voice(track=track, opening=torch.from_numpy(curves[:, 0]))
 

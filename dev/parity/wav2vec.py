@@ -18,7 +18,8 @@ from ...multitalk_core.inputs.features import (
     normalized_track,
     num_feature_frames,
 )
-from ...multitalk_core.inputs.voices import Mode, arrange, normalize_loudness
+from ...multitalk_core.inputs.timeline import Mode, arrange
+from ...multitalk_core.inputs.voices import normalize_loudness
 from .golden import GoldenFile, Row, require_rows, row
 
 LOUDNESS_TOLERANCE = 1e-6

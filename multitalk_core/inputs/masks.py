@@ -1,12 +1,12 @@
-"""Speaker masks: who talks where, from the photo's pixels to the token grid.
+"""Speaker masks: where each speaker is, from the photo's pixels to the token grid.
 
 Follows the mask part of `generate` in MultiTalk `wan/multitalk.py`. The last mask is always the
-background, what no speaker covers. With one speaker the method looks at no mask, so the speaker is
-the whole picture.
+background: the pixels that no speaker covers. With one speaker the method uses no mask, so the
+speaker's mask is the whole picture.
 
-Departures: boxes are given by column and row (upstream's x is the row); where masks overlap the
-later speaker wins (upstream leaves both); a mask without a token is an error (upstream's video
-becomes NaN).
+Departures: boxes are given by column and row (upstream's x is the row); where masks overlap, the
+pixels belong to the later speaker (upstream: to both); a mask that covers no token is an error
+(upstream's video becomes NaN).
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ from ..errors import InputError
 from ..geometry import PIXEL_STRIDE, TOKEN_PIXELS, Box, Size, cover_crop
 
 FACE_MARGIN = 0.05
-"""Share of each half that upstream leaves free at every edge when no mask is given."""
+"""Margin of the default masks, as a share of the width or height of each half."""
+_SUSPICIOUS_SHARE = 0.6
+"""Share of the photo above which a mask of one of several speakers is probably inverted."""
+_SAME_SHAPE = 1.02
+"""Ratio of the horizontal and the vertical scale up to which a mask has the photo's shape."""
 
 log = logging.getLogger(__name__)
 
 
 def speaker_masks(regions: Sequence[Tensor | Box | None], *, photo: Size) -> Tensor:
-    """Turn each speaker's region into a mask, and what is left into the background's.
+    """Turn each speaker's region into a mask, and the remaining pixels into the background's.
 
     Args:
         regions: One per speaker: a mask `(H, W)` or `(1, H, W)` (float, on from 0.5; or bool or
@@ -60,7 +64,7 @@ def speaker_masks(regions: Sequence[Tensor | Box | None], *, photo: Size) -> Ten
 
 
 def fit_masks(masks: Tensor, *, size: Size) -> Tensor:
-    """Resize and crop masks as the photo is, then sample them on the latent grid (nearest).
+    """Resize and crop masks as `photo.prepare` does; sample them on the latent grid (nearest).
 
     Args:
         masks: `(S + 1, H0, W0)` at the photo's size.
@@ -70,14 +74,14 @@ def fit_masks(masks: Tensor, *, size: Size) -> Tensor:
         Masks `(S + 1, H / 8, W / 8)` float32 of 0 and 1.
     """
     crop = cover_crop(Size(*masks.shape[1:]), size=size)
-    resized = functional.interpolate(masks[None].float(), size=crop.resized, mode="nearest")
+    resized = functional.interpolate(masks[None].byte(), size=crop.resized, mode="nearest")
     cropped = resized[:, :, crop.top : crop.top + size.height, crop.left : crop.left + size.width]
     latent_size = (size.height // PIXEL_STRIDE, size.width // PIXEL_STRIDE)
     return (functional.interpolate(cropped, size=latent_size, mode="nearest")[0] > 0).float()
 
 
 def to_tokens(masks: Tensor) -> Tensor:
-    """Sample latent masks on the token grid: the top left latent of each 2x2 counts.
+    """Sample latent masks on the token grid, at the top left latent of each 2x2.
 
     Args:
         masks: `(S + 1, h, w)` on the latent grid, both sides even.
@@ -86,7 +90,7 @@ def to_tokens(masks: Tensor) -> Tensor:
         Token masks `(S + 1, (h / 2) * (w / 2))` bool.
 
     Raises:
-        InputError: If a speaker is left with no token; the message names the speaker.
+        InputError: If a speaker's mask covers no token; the message names the speaker.
     """
     tokens = (masks[:, ::2, ::2] > 0).flatten(start_dim=1)
     for i_speaker, mask in enumerate(tokens[:-1]):
@@ -124,9 +128,17 @@ def _region_mask(region: Tensor | Box, *, number: int, photo: Size) -> Tensor:
         if isinstance(region, Box)
         else _drawn_mask(region, number, photo)
     )
-    if not bool(mask.any()):
+    share = float(mask.sum()) / mask.numel()
+    if not share:
         raise InputError(
             f"Speaker {number}'s mask is empty. Paint the speaker's face, or give a box."
+        )
+    if share > _SUSPICIOUS_SHARE:
+        log.warning(
+            "Speaker %d's mask covers %.0f %% of the photo; is it inverted? It must be white where "
+            "the speaker is.",
+            number,
+            100 * share,
         )
     return mask
 
@@ -155,6 +167,17 @@ def _drawn_mask(region: Tensor, number: int, photo: Size) -> Tensor:
         raise InputError(f"Speaker {number}'s mask holds NaN. Check the step that made the mask.")
     mask = (mask >= 0.5 if mask.is_floating_point() else mask != 0).cpu()
     if tuple(mask.shape) != tuple(photo):
+        scale = photo.height / mask.shape[0], photo.width / mask.shape[1]
+        if max(scale) > _SAME_SHAPE * min(scale):
+            log.warning(
+                "Speaker %d's mask of %dx%d pixels has another shape than the photo of %dx%d; it "
+                "is stretched to it.",
+                number,
+                mask.shape[1],
+                mask.shape[0],
+                photo.width,
+                photo.height,
+            )
         mask = (
             functional.interpolate(mask[None, None].float(), size=photo, mode="nearest")[0, 0] > 0
         )
@@ -162,14 +185,16 @@ def _drawn_mask(region: Tensor, number: int, photo: Size) -> Tensor:
 
 
 def _without_later(masks: Tensor, i_speaker: int) -> Tensor:
-    """Take from one speaker's mask what later speakers cover, with a warning."""
+    """Remove the pixels of later speakers from one speaker's mask, with a warning."""
     mask = masks[i_speaker]
-    kept = mask & ~masks[i_speaker + 1 :].any(dim=0)
+    later = masks[i_speaker + 1 :].any(dim=0)
+    kept = mask & ~later
     lost = 100 * (1 - float(kept.sum()) / float(mask.sum()))
     if not bool(kept.any()):
         raise InputError(
-            f"Speaker {i_speaker + 1}'s mask is covered by the masks of later speakers. Give "
-            "masks that do not overlap."
+            f"Speaker {i_speaker + 1}'s mask is covered by the masks of later speakers, which "
+            f"cover {100 * float(later.sum()) / later.numel():.0f} % of the photo. Give masks that "
+            "do not overlap, white where the speaker is."
         )
     if lost > 0:
         log.warning(

@@ -1,8 +1,7 @@
 """The photo: from any image tensor to the picture the model sees, and to CLIP's input.
 
-First step of the flow. Follows `resize_and_centercrop` in MultiTalk `wan/utils/multitalk_utils.py`
-and the preprocessing in `wan/modules/clip.py`. Upstream resizes by Pillow; its 8-bit resampling
-(`libImaging/Resample.c`) is redone here on tensors, equal to the last bit.
+First step of the flow. Follows `resize_and_centercrop` in MultiTalk `wan/utils/multitalk_utils.py`,
+which resizes by Pillow, and the preprocessing in `wan/modules/clip.py`.
 
 Departure: transparent parts become white (upstream shows whatever colour hides under them).
 """
@@ -10,10 +9,10 @@ Departure: transparent parts become white (upstream shows whatever colour hides 
 from __future__ import annotations
 
 import logging
-import math
-from typing import NamedTuple
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,14 +20,12 @@ from ..errors import InputError
 from ..geometry import Size, cover_crop
 
 CLIP_SIZE = 224
-"""Side of the picture the CLIP vision tower sees, in pixels."""
+"""Side of the CLIP vision tower's input, in pixels."""
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_PRECISION_BITS = 22
-"""Fixed-point bits of a resampling weight, Pillow's 32 - 8 - 2."""
 _RANGE_SLACK = 0.5
-"""How far a float image may leave [0, 1]; resampling overshoots a little, 0..255 values by far."""
+"""How far a float image may exceed [0, 1]: more than resampling overshoots."""
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +44,8 @@ def to_photo(image: Tensor) -> Tensor:
         InputError: If the tensor is no image, is empty, or holds NaN or values far outside [0, 1].
     """
     pixels = _one_image(image)
+    if pixels.dtype == torch.uint8 and pixels.shape[-1] != 4:
+        return pixels.expand(*pixels.shape[:2], 3).contiguous()
     if pixels.dtype == torch.uint8:
         values = pixels.float() / 255
     elif pixels.is_floating_point():
@@ -83,27 +82,12 @@ def prepare(photo: Tensor, *, size: Size) -> Tensor:
             "is needed. Pass it through `to_photo` first."
         )
     crop = cover_crop(Size(*photo.shape[:2]), size=size)
-    pixels = resize_bilinear(photo.permute(2, 0, 1), size=crop.resized)
+    resized = Image.fromarray(photo.cpu().numpy()).resize(
+        (crop.resized.width, crop.resized.height), Image.Resampling.BILINEAR
+    )
+    pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)
     pixels = pixels[:, crop.top : crop.top + size.height, crop.left : crop.left + size.width]
     return (pixels.float() / 255 * 2 - 1)[None, :, None]
-
-
-def resize_bilinear(image: Tensor, *, size: Size) -> Tensor:
-    """Resize 8-bit channels as Pillow's antialiased `BILINEAR` does, equal to the last bit.
-
-    Args:
-        image: `(C, H, W)` uint8.
-        size: The new size in pixels.
-
-    Returns:
-        `(C, size.height, size.width)` uint8.
-    """
-    height, width = image.shape[1:]
-    # Pillow rounds to 8 bits between its two passes, so their order shows. Rows go first, but from
-    # Pillow 13 on (pull request 9549) columns do when they lose much more.
-    if size.height < height and height - size.height > 2 * (width - size.width):
-        return _resample(_resample(image, size=size.height, dim=1), size=size.width, dim=2)
-    return _resample(_resample(image, size=size.width, dim=2), size=size.height, dim=1)
 
 
 def resize_for_clip(image: Tensor) -> Tensor:
@@ -123,48 +107,8 @@ def resize_for_clip(image: Tensor) -> Tensor:
     return (small * 0.5 + 0.5 - mean) / std
 
 
-class _Taps(NamedTuple):
-    first: Tensor
-    """First source index of every output pixel, `(size,)`."""
-    weights: Tensor
-    """Fixed-point weights of the source pixels from there on, `(size, taps)` int32."""
-
-
-def _resample(image: Tensor, *, size: int, dim: int) -> Tensor:
-    source_size = image.shape[dim]
-    if size == source_size:
-        return image
-    taps = _bilinear_taps(source_size, size)
-    first, weights = taps.first.to(image.device), taps.weights.to(image.device)
-    shape = [1] * image.ndim
-    shape[dim] = size
-    total: Tensor | int = 1 << (_PRECISION_BITS - 1)
-    for i_tap in range(weights.shape[1]):
-        index = (first + i_tap).clamp(max=source_size - 1)
-        total = total + image.index_select(dim, index).int() * weights[:, i_tap].view(shape)
-    assert isinstance(total, Tensor)
-    return (total >> _PRECISION_BITS).clamp(0, 255).to(torch.uint8)
-
-
-def _bilinear_taps(source_size: int, size: int) -> _Taps:
-    """Give the triangle filter of Pillow's `precompute_coeffs` and `normalize_coeffs_8bpc`."""
-    scale = source_size / size
-    support = max(scale, 1.0)
-    centers = (torch.arange(size, dtype=torch.float64) + 0.5) * scale
-    # both ends are truncated after adding 0.5, then kept inside the image
-    first = (centers - support + 0.5).long().clamp(min=0)
-    last = (centers + support + 0.5).long().clamp(max=source_size)
-    num_taps = math.ceil(support) * 2 + 1
-    index = first[:, None] + torch.arange(num_taps)
-    weights = 1 - ((index - centers[:, None] + 0.5) * (1 / support)).abs()
-    weights = weights.clamp(min=0) * (index < last[:, None])
-    total = weights.cumsum(dim=1)[:, -1:]  # one after another, as Pillow adds them
-    fixed = (weights / total * (1 << _PRECISION_BITS) + 0.5).int()
-    return _Taps(first, fixed)
-
-
 def _one_image(image: Tensor) -> Tensor:
-    """Give `(H, W, C)` of whatever layout, checked."""
+    """Return the first image of any layout as `(H, W, C)`, checked."""
     pixels = image
     if pixels.ndim == 4 and pixels.shape[0] > 1:
         log.warning("The photo is a batch of %d images; the first is used.", pixels.shape[0])

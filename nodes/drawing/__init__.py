@@ -1,5 +1,5 @@
-"""Pictures that show a result at a glance: who is where, and frames over the sound they belong to.
+"""Preview pictures: where the speakers are, and frames over the sound they belong to.
 
-Plain tensors in, one picture `(H, W, 3)` uint8 out; Pillow draws. Knows nothing of the method, of
-ComfyUI or of files, so that nodes and tools draw alike. Callers give input that is already checked.
+Functions take tensors that the caller has checked and return one picture `(H, W, 3)` uint8, drawn
+by Pillow. They import neither the core nor ComfyUI, so that nodes and developers' tools share them.
 """

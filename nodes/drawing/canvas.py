@@ -1,6 +1,6 @@
-"""Canvas: shapes with smooth edges and sharp text on one picture.
+"""Canvas: a picture of antialiased shapes and text.
 
-Shapes are drawn at twice the size and averaged; text is set afterwards, at its own size.
+Shapes are drawn at twice the size and averaged; text is drawn afterwards at its final size.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ LINE: Color = (74, 78, 89)
 FAINT: Color = (146, 151, 163)
 TEXT: Color = (232, 234, 239)
 SPEAKERS: tuple[Color, ...] = ((64, 186, 255), (255, 159, 46))
-"""One colour per speaker; told apart by colour-blind eyes too."""
+"""One colour per speaker, distinguishable with colour blindness too."""
 
 FONT_SIZE = 19
-"""Of text, in pixels."""
+"""Default size of text, in pixels."""
 OVERSAMPLING = 2
-"""Pixels, each way, that are averaged to one."""
+"""Factor by which shapes are drawn larger, in each direction."""
 
 
 class _Text(NamedTuple):
@@ -39,7 +39,7 @@ class _Text(NamedTuple):
 
 
 class Canvas:
-    """A picture being drawn; places and lengths are in its pixels."""
+    """A picture being drawn; positions and lengths are in its pixels."""
 
     def __init__(self, *, width: int, height: int) -> None:
         self._size = (width * OVERSAMPLING, height * OVERSAMPLING)
@@ -48,7 +48,7 @@ class Canvas:
         self._texts: list[_Text] = []
 
     def picture(self, pixels: Tensor, *, left: float, top: float, width: int, height: int) -> None:
-        """Put a picture `(H, W, 3)` uint8 into a box, stretched to it."""
+        """Draw a picture `(H, W, 3)` uint8, stretched to a box."""
         size = (width * OVERSAMPLING, height * OVERSAMPLING)
         image = Image.fromarray(pixels.contiguous().numpy()).resize(size, Image.Resampling.BICUBIC)
         self._image.paste(image, (round(left * OVERSAMPLING), round(top * OVERSAMPLING)))
@@ -56,7 +56,7 @@ class Canvas:
     def rectangle(
         self, left: float, top: float, right: float, bottom: float, *, color: Color, radius: int = 0
     ) -> None:
-        """Fill a rectangle; `right` and `bottom` lie just outside."""
+        """Fill a rectangle; `right` and `bottom` are exclusive."""
         corners = [side * OVERSAMPLING for side in (left, top, right, bottom)]
         corners[2:] = corners[2] - 1, corners[3] - 1
         self._draw.rounded_rectangle(corners, radius * OVERSAMPLING, fill=color)
@@ -86,11 +86,11 @@ class Canvas:
         anchor: str = "lm",
         size: int = FONT_SIZE,
     ) -> None:
-        """Write over everything that is drawn; `anchor` is Pillow's ("lm": left, middle)."""
+        """Draw text on top of all shapes; `anchor` is Pillow's ("lm": left, middle)."""
         self._texts.append(_Text(place, text, color, anchor, size))
 
     def finish(self) -> Tensor:
-        """Give the picture, `(height, width, 3)` uint8."""
+        """Return the picture, `(height, width, 3)` uint8."""
         image = self._image.reduce(OVERSAMPLING)
         draw = ImageDraw.Draw(image)
         for entry in self._texts:
@@ -100,12 +100,12 @@ class Canvas:
 
 
 def text_width(text: str, *, size: int = FONT_SIZE) -> float:
-    """Give the width of a text in pixels."""
+    """Return the width of a text in pixels."""
     return float(ImageFont.load_default(size).getlength(text))
 
 
 def faded(color: Color, *, share: float, background: Color = PANEL) -> Color:
-    """Give a colour as it looks over a background with so much of it, 0 to 1."""
+    """Blend a colour over a background with an opacity from 0 to 1."""
     red, green, blue = (
         round(share * own + (1 - share) * under)
         for own, under in zip(color, background, strict=True)

@@ -1,4 +1,4 @@
-"""Who is where: each speaker's place over the photo, and when each voice is heard."""
+"""Speaker preview: each speaker's mask over the photo, and when each voice is heard."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LABEL = 26
 _LANE = 64
 _BADGE = 22
 _TINT = 0.2
-"""Share of the speaker's colour over the photo."""
+"""Opacity of the speaker's colour over the photo."""
 _DIM = 0.45
-"""Share of the photo's light that is left where nobody speaks."""
+"""Brightness of the photo outside all masks, as a share of the original."""
 _OUTLINE = 3
-"""Half the width of a place's edge, in pixels."""
+"""Half the width of a mask's outline, in pixels."""
 
 
 class _Place(NamedTuple):
@@ -32,8 +32,8 @@ class _Place(NamedTuple):
     y: int
 
 
-class Voice(NamedTuple):
-    """One speaker's sound."""
+class Lane(NamedTuple):
+    """One speaker's voice over time."""
 
     track: Tensor
     """`(N,)` in [-1, 1] from the video's first frame on, silent where the speaker is."""
@@ -44,16 +44,16 @@ class Voice(NamedTuple):
 
 
 def draw_speakers(
-    photo: Tensor, *, masks: Tensor, voices: Sequence[Voice], sample_rate: int, seconds: float
+    photo: Tensor, *, masks: Tensor, lanes: Sequence[Lane], sample_rate: int, seconds: float
 ) -> Tensor:
-    """Draw each speaker's place and voice in the speaker's colour.
+    """Draw each speaker's mask and voice in the speaker's colour.
 
     Args:
         photo: `(H, W, 3)` uint8.
-        masks: Where each speaker is, `(S, H, W)` bool, no two of which overlap.
-        voices: One per speaker.
+        masks: Speaker masks `(S, H, W)` bool that do not overlap.
+        lanes: One per speaker.
         sample_rate: Of the tracks, in Hz.
-        seconds: What the video lasts.
+        seconds: Length of the video.
 
     Returns:
         The picture, `(H, W, 3)` uint8.
@@ -64,7 +64,7 @@ def draw_speakers(
     shown_width, shown_height = (max(1, round(side * scale)) for side in (width, height))
     left = (_WIDTH - shown_width) / 2
     lanes_top = _MARGIN + shown_height + _MARGIN
-    axis_top = lanes_top + len(voices) * (_LABEL + _LANE + _GAP)
+    axis_top = lanes_top + len(lanes) * (_LABEL + _LANE + _GAP)
     canvas = Canvas(width=_WIDTH, height=axis_top + AXIS_HEIGHT)
     canvas.picture(
         _tinted(photo, masks, size=(shown_height * OVERSAMPLING, shown_width * OVERSAMPLING)),
@@ -73,7 +73,7 @@ def draw_speakers(
         width=shown_width,
         height=shown_height,
     )
-    for i_speaker, (mask, voice) in enumerate(zip(masks, voices, strict=True)):
+    for i_speaker, (mask, lane) in enumerate(zip(masks, lanes, strict=True)):
         color = SPEAKERS[i_speaker % len(SPEAKERS)]
         corner = _corner(mask)
         place = (
@@ -83,14 +83,14 @@ def draw_speakers(
         _draw_badge(canvas, place, number=i_speaker + 1, color=color)
         top = lanes_top + i_speaker * (_LABEL + _LANE + _GAP)
         _draw_lane(
-            canvas, axis, voice, sample_rate=sample_rate, number=i_speaker + 1, top=top, color=color
+            canvas, axis, lane, sample_rate=sample_rate, number=i_speaker + 1, top=top, color=color
         )
     draw_axis(canvas, axis, top=axis_top)
     return canvas.finish()
 
 
 def _tinted(photo: Tensor, masks: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """Give the photo at a size (height, width) with every place tinted and edged."""
+    """Return the photo at a size (height, width) with every mask tinted and outlined."""
     pixels = _resized(photo.cpu().permute(2, 0, 1).float(), size)
     places = _resized(masks.cpu().float(), size) >= 0.5
     if len(places) > 1:
@@ -109,7 +109,7 @@ def _resized(channels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _edge(place: Tensor) -> Tensor:
-    """Give the pixels of a place `(H, W)` that are nearest to what is not it."""
+    """Return the pixels of a mask `(H, W)` that are near its edge."""
     width = 2 * _OUTLINE * OVERSAMPLING
     outside = functional.pad(~place, [width] * 4, value=True)[None].float()
     near = functional.max_pool2d(outside, kernel_size=(2 * width + 1, 1), stride=1)
@@ -118,7 +118,7 @@ def _edge(place: Tensor) -> Tensor:
 
 
 def _corner(mask: Tensor) -> _Place:
-    """Give the top left corner of a mask's bounding box."""
+    """Return the top left corner of a mask's bounding box."""
     rows, columns = mask.nonzero(as_tuple=True)
     return _Place(int(columns.min()), int(rows.min()))
 
@@ -131,7 +131,7 @@ def _draw_badge(canvas: Canvas, place: tuple[float, float], *, number: int, colo
 def _draw_lane(
     canvas: Canvas,
     axis: TimeAxis,
-    voice: Voice,
+    lane: Lane,
     *,
     sample_rate: int,
     number: int,
@@ -139,19 +139,19 @@ def _draw_lane(
     color: Color,
 ) -> None:
     canvas.disc((axis.left + 6, top + _LABEL / 2), 6, color=color)
-    label = f"speaker {number}: {clock(voice.start)} to {clock(voice.stop)}"
+    label = f"speaker {number}: {clock(lane.start)} to {clock(lane.stop)}"
     canvas.text((axis.left + 18, top + _LABEL / 2), label)
-    lane = top + _LABEL
-    draw_panel(canvas, axis, top=lane, height=_LANE)
+    lane_top = top + _LABEL
+    draw_panel(canvas, axis, top=lane_top, height=_LANE)
     draw_waveform(
         canvas,
         axis,
-        voice.track[None],
+        lane.track[None],
         sample_rate=sample_rate,
-        top=lane,
+        top=lane_top,
         height=_LANE,
         color=color,
     )
-    for moment in (voice.start, voice.stop):
+    for moment in (lane.start, lane.stop):
         x = axis.x(min(moment, axis.seconds))
-        canvas.line([(x, lane), (x, lane + _LANE)], color=color, width=1.5)
+        canvas.line([(x, lane_top), (x, lane_top + _LANE)], color=color, width=1.5)

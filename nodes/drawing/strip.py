@@ -1,6 +1,6 @@
-"""Preview strip: frames over the waveform they belong to, on one time axis.
+"""Preview strip: frames over the waveform of the sound, on one time axis.
 
-Every frame stands over its own moment, so that lips can be read against the sound.
+Every frame is drawn over its own time, so that lips can be compared with the sound.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _MARGIN = 16
 _GAP = 6
 _HEADER = 40
 _FRAME_HEIGHT = 150
-"""Pixels a frame is about as high as."""
+"""Approximate height of a frame, in pixels."""
 _MAX_FRAME_HEIGHT = 190
 _MAX_FRAMES = 16
 _MARK = 8
-"""Pixels of the mark under a frame that points to its moment."""
+"""Height of the mark under a frame that points to its time, in pixels."""
 _LANE = 116
 _LEGEND = 30
 _COLORS: tuple[Color, ...] = ((255, 159, 46), (122, 217, 120), (226, 120, 222))
@@ -53,8 +53,8 @@ def draw_strip(
     """Draw a video at a glance.
 
     Args:
-        frames: The video, `(T, H, W, C)` uint8, or float in 0 to 1; only the frames that are shown
-            are read.
+        frames: The video, `(T, H, W, C)` uint8, or float in 0 to 1; only the frames shown are
+            read.
         waveform: Its sound, `(C, N)` in [-1, 1], from its first frame on; `None` if it has none.
         sample_rate: Of the sound, in Hz.
         fps: Frames per second.
@@ -109,7 +109,7 @@ def draw_strip(
 
 
 def _num_shown(num_frames: int, *, aspect: float, width: float) -> int:
-    """Give how many frames of an aspect stand side by side, three at least where there are."""
+    """Return how many frames of an aspect ratio are shown side by side: three or more."""
     fitting = round(width / (_FRAME_HEIGHT * aspect + _GAP))
     return min(num_frames, _MAX_FRAMES, max(3, fitting))
 
@@ -122,7 +122,7 @@ def _pixels(frame: Tensor) -> Tensor:
 
 
 def _draw_frames(canvas: Canvas, axis: TimeAxis, frames: Sequence[Tensor], *, size: _Size) -> None:
-    """Put frames side by side, each in the middle of its share of the width."""
+    """Draw frames side by side, each in the middle of its cell."""
     cell = axis.width / len(frames)
     for i_cell, frame in enumerate(frames):
         left = axis.left + (i_cell + 0.5) * cell - size.width / 2
@@ -130,7 +130,7 @@ def _draw_frames(canvas: Canvas, axis: TimeAxis, frames: Sequence[Tensor], *, si
 
 
 def _draw_lane(canvas: Canvas, axis: TimeAxis, moments: Sequence[float], *, top: float) -> None:
-    """Make a lane with a line at the moment of every frame shown."""
+    """Draw a lane with a line at the time of every frame shown."""
     draw_panel(canvas, axis, top=top, height=_LANE)
     for x in moments:
         canvas.line([(x, top), (x, top + _LANE)], color=LINE)

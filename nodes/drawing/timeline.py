@@ -1,4 +1,4 @@
-"""Time from left to right: an axis, and what is drawn along it."""
+"""A time axis from left to right, and the waveforms along it."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from .canvas import FAINT, LINE, PANEL, Canvas, Color, faded
 
 AXIS_HEIGHT = 34
-"""Pixels that an axis with its labels takes."""
+"""Height of an axis with its labels, in pixels."""
 _STEPS = (0.04, 0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600)
 _LABEL_PIXELS = 90
-"""Least distance of two labels."""
+"""Smallest distance between two labels, in pixels."""
 _COLUMNS_PER_PIXEL = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TimeAxis:
-    """Where a moment stands in the picture.
+    """Maps a time to a horizontal position in the picture.
 
     Attributes:
         left: First pixel.
         width: In pixels.
-        seconds: What the width lasts.
+        seconds: Time that the width stands for.
     """
 
     left: float
@@ -32,7 +32,7 @@ class TimeAxis:
     seconds: float
 
     def x(self, seconds: float) -> float:
-        """Give the pixel of a moment."""
+        """Return the position of a time, in pixels."""
         return self.left + self.width * seconds / self.seconds
 
     @property
@@ -64,9 +64,9 @@ def draw_waveform(
     height: float,
     color: Color,
 ) -> None:
-    """Draw a sound `(C, N)`: what its channels reach, and inside it, brighter, its power.
+    """Draw a sound `(C, N)`: its peaks, and over them, brighter, its root mean square.
 
-    The loudest moment fills the height; what lasts longer than the axis is left out.
+    The highest peak fills the height; sound beyond the end of the axis is left out.
     """
     middle, half = top + height / 2, height / 2 - 4
     canvas.line([(axis.left, middle), (axis.left + axis.width, middle)], color=LINE)
@@ -81,7 +81,7 @@ def draw_waveform(
     power = np.add.reduceat(np.square(sound).mean(axis=0), starts)
     counts = np.maximum(np.diff(starts, append=sound.shape[1]), 1)
     effective = np.sqrt(power / counts)
-    peak = max(float(np.abs(sound).max()), 1e-4)  # -80 dB and less is drawn as silence
+    peak = max(float(np.abs(sound).max()), 1e-4)  # sound below -80 dB is drawn as silence
     x = axis.left + (np.arange(len(starts)) + 0.5) / _COLUMNS_PER_PIXEL
     for upper, lower, shade in (
         (highest, lowest, faded(color, share=0.55)),
@@ -93,12 +93,12 @@ def draw_waveform(
 
 
 def draw_panel(canvas: Canvas, axis: TimeAxis, *, top: float, height: float) -> None:
-    """Fill the lane that something is drawn in."""
+    """Fill the background of a lane."""
     canvas.rectangle(axis.left, top, axis.left + axis.width, top + height, color=PANEL)
 
 
 def clock(seconds: float, *, step: float = 0.01) -> str:
-    """Write a time as short as the step between times allows: `1.24 s`, `12 s`, `2:05`."""
+    """Format a time with the digits that a step between times needs: `1.24 s`, `12 s`, `2:05`."""
     if seconds >= 60 and step >= 1:
         minutes, rest = divmod(round(seconds), 60)
         return f"{minutes}:{rest:02d}"

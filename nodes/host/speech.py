@@ -1,4 +1,4 @@
-"""MTK_WAV2VEC2: the voice encoder under ComfyUI's memory manager."""
+"""MTK_WAV2VEC2: the Wav2Vec2 encoder under ComfyUI's memory manager."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ...wan_gguf_loader.files import open_weights
 
 
 class _Wav2Vec2(nn.Module):
-    """Around the model, for the patcher sets `device`, which transformers' models forbid."""
+    """Wraps the model, because the patcher sets `device`, which transformers' models forbid."""
 
 
 class VoiceEncoder:
-    """A Wav2Vec2 and the file it came from.
+    """A Wav2Vec2 encoder and the name of its file.
 
     Attributes:
         name: The file's name, for messages.
@@ -45,8 +45,13 @@ class VoiceEncoder:
             offload_device=torch.device("cpu"),
         )
 
+    @property
+    def memory(self) -> int:
+        """Memory of the device that runs the encoder, in bytes."""
+        return int(comfy.model_management.get_total_memory(self._patcher.load_device))
+
     def features(self, track: Tensor) -> Tensor:
-        """Hear a track `(N,)` at 16 kHz: layers at 25 Hz, `(T, L, C)`, silence at the end."""
+        """Encode a track `(N,)` at 16 kHz and silence after it: layers at 25 Hz, `(T, L, C)`."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         comfy.model_management.load_models_gpu([self._patcher], force_full_load=True)
         heard = audio_features(

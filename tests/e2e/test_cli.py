@@ -132,7 +132,7 @@ def test_generate_infinitetalk_with_all_guidance_runs(
     ("sent", "code", "message"),
     [
         (signal.SIGINT, 130, "interrupted; no video was written"),
-        (signal.SIGTERM, 143, "asked to end; no video was written"),
+        (signal.SIGTERM, 143, "terminated; no video was written"),
     ],
     ids=["ctrl_c", "sigterm"],
 )

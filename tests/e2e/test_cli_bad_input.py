@@ -196,6 +196,10 @@ WRONG_OPTIONS: dict[str, tuple[dict[str, str | None], tuple[str, ...], str]] = {
         {}, ("--audio", "VOICE", "--box", "0,0,32,64"), "Speaker 2 has neither mask nor box",
     ),
     "no box": ({}, ("--box", "1,2,3"), "'1,2,3' is no box"),
+    "size beyond limits": ({"size": "100000x100000"}, (), "at most 4096 pixels a side"),
+    "longest side beyond limits": ({"size": "100000"}, (), "at most 4096 pixels a side"),
+    "start beyond limits": ({"start": "36000"}, (), "Speaker 1 starts at 36000.0 s"),
+    "start is no number": ({"start": "nan"}, (), "Speaker 1 starts at nan s"),
     "no size": ({"size": "0x5"}, (), "'0x5' is no size"),
     "negative start": ({"start": "-1"}, (), "-1"),
     "no steps": ({"steps": "0"}, (), "`steps` is 0"),
@@ -224,7 +228,14 @@ def test_generate_impossible_option_is_named(
 
 
 @pytest.mark.parametrize(
-    ("output", "says"), [("none/out.mp4", "no folder"), ("out.gif", "must end in '.mp4'")]
+    ("output", "says"),
+    [
+        ("none/out.mp4", "no folder"),
+        ("out.gif", "must end in '.mp4'"),
+        ("n" * 252 + ".mp4", "of 256 bytes"),
+        ("n" * 300 + "/out.mp4", "no folder"),
+    ],
+    ids=["no folder", "no mp4", "name too long", "folder too long"],
 )
 def test_generate_impossible_output_is_refused_at_once(
     tmp_path: Path, tiny: TinySet, output: str, says: str, capsys: pytest.CaptureFixture[str]
@@ -257,12 +268,12 @@ def test_generate_overlapping_masks_warn_and_grey_photo_works(
     mask.paste(255, (32, 0, 64, 64))
     mask.save(tmp_path / "mask.png")
     line = arguments(
-        tiny, "--audio", str(voice), "--box", "0,0,64,64", "--mask", str(tmp_path / "mask.png"),
+        tiny, "--audio", str(voice), "--box", "0,0,36,64", "--mask", str(tmp_path / "mask.png"),
         image=tmp_path / "grey.png", audio=voice, output=videos / "out.mp4",
     )  # fmt: skip
     assert main(line) == 0
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert [record.getMessage()[:26] for record in warnings] == ["50.0 % of speaker 1's mask"]
+    assert [record.getMessage()[:26] for record in warnings] == ["11.1 % of speaker 1's mask"]
     assert [path.name for path in videos.iterdir()] == ["out.mp4"]
 
 

@@ -17,8 +17,9 @@ from PIL import Image
 
 from comfyui_multitalk.multitalk_core.geometry import Box, Size
 from comfyui_multitalk.multitalk_core.inputs.masks import speaker_masks
-from comfyui_multitalk.multitalk_core.inputs.voices import Mode, arrange, prepare_voice
-from comfyui_multitalk.nodes.drawing.speakers import Voice, draw_speakers
+from comfyui_multitalk.multitalk_core.inputs.timeline import Mode, arrange
+from comfyui_multitalk.multitalk_core.inputs.voices import Recording, prepare_voice
+from comfyui_multitalk.nodes.drawing.speakers import Lane, draw_speakers
 from comfyui_multitalk.tests.host import graphs, sounds
 from comfyui_multitalk.tests.support.comfyui import failure
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.host
 
 Picture = npt.NDArray[np.uint8]
-Recording = tuple[npt.NDArray[np.float32], int]
+Samples = tuple[npt.NDArray[np.float32], int]
 ONE, TWO = "portrait.png", "pair.png"
 
 
@@ -81,14 +82,14 @@ def shown(server: Server, history: dict[str, Any], node: str = "preview") -> Pic
 
 
 def drawn(
-    *recordings: Recording,
+    *recordings: Samples,
     mode: Mode = "together",
     starts: Sequence[float] = (0.0, 0.0),
     regions: Sequence[Box | None] = (None, None),
 ) -> Picture:
     """Draw what the preview of these recordings must show."""
     voices = [
-        prepare_voice(torch.from_numpy(waveform), sample_rate=rate, name="Voice")
+        prepare_voice(Recording(torch.from_numpy(waveform), rate, "Voice"))
         for waveform, rate in recordings
     ]
     timeline = arrange(voices, mode=mode, starts=starts[: len(voices)])
@@ -99,7 +100,7 @@ def drawn(
     return draw_speakers(
         photo,
         masks=masks[:-1],
-        voices=[Voice(track, start / 16000, stop / 16000) for track, start, stop in spans],
+        lanes=[Lane(track, start / 16000, stop / 16000) for track, start, stop in spans],
         sample_rate=16000,
         seconds=timeline.num_frames / 25,
     ).numpy()
@@ -111,7 +112,7 @@ def difference(first: Picture, second: Picture) -> float:
     return float(np.abs(first.astype(int) - second).mean())
 
 
-def recording(server: Server, name: str) -> Recording:
+def recording(server: Server, name: str) -> Samples:
     return sounds.read(server.base / "input" / name)
 
 

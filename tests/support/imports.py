@@ -17,12 +17,14 @@ _UNREADABLE = "<computed name>"
 _ROOMS = frozenset({"multitalk_core", "wan_gguf_loader", "nodes", "standalone"})
 _DEVELOPERS = frozenset({"dev", "tools"})  # import any room, but only its public names
 _STANDALONE = frozenset(
-    {"av", "diffusers", "huggingface_hub", "numpy", "PIL", "safetensors", "sentencepiece"}
-    | {"tokenizers", "torch", "tqdm", "transformers"}
+    {"av", "diffusers", "huggingface_hub", "numpy", "PIL", "pillow_heif", "safetensors"}
+    | {"sentencepiece", "tokenizers", "torch", "tqdm", "transformers"}
 )
 _STDLIB_ONLY = frozenset({"errors", "config", "geometry", "method.segments"})
 _CORE_EXTRAS = {
+    "inputs.photo": {"numpy", "PIL"},
     "inputs.voices": {"numpy", "librosa", "pyloudnorm"},
+    "inputs.timeline": {"numpy"},
     "inputs.features": {"transformers"},
     "model.backends": {"flash_attn", "sageattention"},
     "files.sizes": {"safetensors"},
@@ -32,6 +34,7 @@ CORE_LEVELS = (
     {"errors", "config", "geometry", "method.segments"},
     {"protocols"},
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
+    {"inputs.timeline"},
     {"method.state", "model.lrope", "model.kernels", "model.memory"},
     {"model.elementwise"},
     {"model.attention", "model.audio_tokens", "inputs.features"},

@@ -19,7 +19,7 @@ from comfyui_multitalk.multitalk_core.config import SamplingConfig
 from comfyui_multitalk.multitalk_core.engine import Speech, Step, generate
 from comfyui_multitalk.multitalk_core.geometry import Size
 from comfyui_multitalk.multitalk_core.inputs.masks import speaker_masks
-from comfyui_multitalk.multitalk_core.inputs.voices import Sound, Timeline
+from comfyui_multitalk.multitalk_core.inputs.timeline import Sound, Timeline
 from comfyui_multitalk.multitalk_core.method.sampler import Solver
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.nodes.guider import MultiTalkGuider

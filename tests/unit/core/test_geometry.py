@@ -7,6 +7,7 @@ import pytest
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.geometry import (
     GridSize,
+    Resolution,
     Size,
     aspect_size,
     bucket_size,
@@ -14,6 +15,7 @@ from comfyui_multitalk.multitalk_core.geometry import (
     latent_frames,
     snap_size,
     token_grid,
+    video_size,
 )
 
 
@@ -60,6 +62,40 @@ def test_snap_size_without_pixels_is_refused(size: Size) -> None:
 def test_aspect_size_keeps_the_aspect() -> None:
     assert aspect_size(Size(1000, 2000), longest_side=640) == Size(320, 640)
     assert aspect_size(Size(900, 300), longest_side=500) == Size(496, 160)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "size", "warning"),
+    [
+        ("480p", Size(448, 896), ""),
+        (640, Size(320, 640), ""),
+        (650, Size(320, 656), "a longest side of 650 pixels is no multiple of 16"),
+        (Size(480, 832), Size(480, 832), ""),
+        (Size(39, 50), Size(32, 48), "50x39 pixels is no multiple of 16; the video is 48x32."),
+        (Size(4096, 4096), Size(4096, 4096), ""),
+    ],
+)
+def test_video_size_is_the_nearest_and_says_what_it_changes(
+    wanted: Resolution | Size | int, size: Size, warning: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert video_size(Size(1000, 2000), wanted=wanted) == size
+    assert warning in caplog.text
+    assert bool(caplog.text) == bool(warning)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "asked"),
+    [
+        (Size(100_000, 100_000), "100000x100000"),
+        (4097, "a longest side of 4097"),
+        (10**400, "a longest side of 1000"),
+        (Size(10**400, 16), "16x1000"),
+    ],
+    ids=["both sides", "longest", "longest beyond floats", "height beyond floats"],
+)
+def test_video_size_too_large_is_refused_with_the_limit(wanted: Size | int, asked: str) -> None:
+    with pytest.raises(InputError, match=f"{asked}.*at most 4096 pixels a side"):
+        video_size(Size(1000, 2000), wanted=wanted)
 
 
 def test_cover_crop_covers_and_cuts_the_centre() -> None:

@@ -1,9 +1,8 @@
-"""The photo and CLIP's input; Pillow is the oracle of the resize."""
+"""The photo and CLIP's input; Pillow resizes."""
 
 from __future__ import annotations
 
 import numpy as np
-import PIL
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +12,6 @@ from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.geometry import Size, cover_crop
 from comfyui_multitalk.multitalk_core.inputs.photo import (
     prepare,
-    resize_bilinear,
     resize_for_clip,
     to_photo,
 )
@@ -29,29 +27,6 @@ def pillow_resize(photo: Tensor, size: Size) -> Tensor:
         (size.width, size.height), resample=Image.Resampling.BILINEAR
     )
     return torch.from_numpy(np.array(resized))
-
-
-@pytest.mark.parametrize(
-    ("source", "size"),
-    [
-        (Size(37, 61), Size(37, 61)),
-        (Size(90, 50), Size(48, 27)),
-        (Size(20, 31), Size(160, 248)),
-        (Size(301, 17), Size(301, 5)),
-        (Size(1, 9), Size(40, 3)),
-        (Size(409, 53), Size(124, 16)),
-        (Size(64, 200), Size(63, 10)),
-    ],
-    ids=str,
-)
-@pytest.mark.skipif(
-    int(PIL.__version__.split(".")[0]) < 13, reason="Pillow 12 and older resize rows first always"
-)
-def test_resize_bilinear_equals_pillow(source: Size, size: Size) -> None:
-    photo = noise(*source, 3)
-    photo[: source.height // 2] = (photo[: source.height // 2] > 127) * 255
-    ours = resize_bilinear(photo.permute(2, 0, 1), size=size).permute(1, 2, 0)
-    assert torch.equal(ours, pillow_resize(photo, size))
 
 
 def test_prepare_crops_the_centre_and_scales() -> None:

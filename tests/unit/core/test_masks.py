@@ -78,6 +78,36 @@ def test_speaker_masks_overlap_goes_to_the_later_speaker(
     assert "25.0 % of speaker 1's mask" in caplog.text
 
 
+def test_speaker_masks_of_another_shape_than_the_photo_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    square = torch.zeros(40, 40)
+    square[10:30, 4:14] = 1
+    masks = speaker_masks([square, RIGHT], photo=PHOTO)
+    assert torch.equal(masks[0], drawn(Box(6, 10, 21, 30)).bool())
+    assert caplog.messages == [
+        "Speaker 1's mask of 40x40 pixels has another shape than the photo of 60x40; it is "
+        "stretched to it."
+    ]
+    caplog.clear()
+    speaker_masks([drawn(Box(8, 20, 40, 60), Size(80, 120)), RIGHT], photo=PHOTO)
+    assert not caplog.messages  # another size of the same shape
+
+
+def test_speaker_masks_inverted_is_said_by_percentage(caplog: pytest.LogCaptureFixture) -> None:
+    speaker_masks([1 - drawn(LEFT), LEFT], photo=PHOTO)
+    assert caplog.messages == [
+        "Speaker 1's mask covers 88 % of the photo; is it inverted? It must be white where the "
+        "speaker is."
+    ]
+
+
+def test_speaker_masks_full_is_said_by_percentage(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(InputError, match=r"later speakers, which cover 100 % of the photo"):
+        speaker_masks([LEFT, torch.ones(PHOTO)], photo=PHOTO)
+    assert "Speaker 2's mask covers 100 % of the photo" in caplog.text
+
+
 def test_speaker_masks_without_overlap_warns_of_nothing(caplog: pytest.LogCaptureFixture) -> None:
     speaker_masks([LEFT, RIGHT], photo=PHOTO)
     assert not caplog.text

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from comfyui_multitalk.nodes.drawing.canvas import SPEAKERS
-from comfyui_multitalk.nodes.drawing.speakers import Voice, draw_speakers
+from comfyui_multitalk.nodes.drawing.speakers import Lane, draw_speakers
 from comfyui_multitalk.nodes.drawing.timeline import clock
 
 RATE = 1000
@@ -19,15 +19,15 @@ SCALE = 992 / 200
 """Pixels of the picture per pixel of the photo."""
 
 
-def voice(start: float, stop: float, *, seconds: float = 4.0) -> Voice:
+def voice(start: float, stop: float, *, seconds: float = 4.0) -> Lane:
     track = torch.zeros(round(seconds * RATE))
     track[round(start * RATE) : round(stop * RATE)] = 0.3
-    return Voice(track, start, stop)
+    return Lane(track, start, stop)
 
 
-def draw(masks: list[Tensor], voices: list[Voice]) -> Tensor:
+def draw(masks: list[Tensor], lanes: list[Lane]) -> Tensor:
     return draw_speakers(
-        PHOTO, masks=torch.stack(masks), voices=voices, sample_rate=RATE, seconds=4.0
+        PHOTO, masks=torch.stack(masks), lanes=lanes, sample_rate=RATE, seconds=4.0
     )
 
 
@@ -91,7 +91,7 @@ def test_speakers_photo_of_any_shape_fits() -> None:
         photo = torch.zeros(height, width, 3, dtype=torch.uint8)
         mask = torch.ones(1, height, width, dtype=torch.bool)
         picture = draw_speakers(
-            photo, masks=mask, voices=[voice(0, 4)], sample_rate=RATE, seconds=4.0
+            photo, masks=mask, lanes=[voice(0, 4)], sample_rate=RATE, seconds=4.0
         )
         assert picture.shape[1:] == (1024, 3)
         assert picture.shape[0] < 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,8 +100,16 @@ def test_text_sizes_come_from_shapes(tmp_path: Path, tiny: TinySet) -> None:
     assert torch.allclose(ours.encode(["two people talk"])[0], expected, atol=1e-6)
 
 
-def test_text_longer_than_512_tokens_is_cut_before_the_end_mark(text_encoder: TextEncoder) -> None:
+def test_text_longer_than_512_tokens_is_cut_before_the_end_mark_and_said(
+    text_encoder: TextEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    text_encoder.tokenize("talking " * 60)
+    assert not caplog.messages
     ids = text_encoder.tokenize("talking " * 600)
+    (said,) = caplog.messages
+    assert re.fullmatch(
+        r"The prompt 'talking talking .*'... has \d+ tokens; the model reads 512\.", said
+    )
     assert ids.shape == (1, 512)
     assert ids[0, -1] == 1
     assert (ids[0, :-1] != 1).all()

@@ -16,6 +16,7 @@ from comfyui_multitalk.multitalk_core.model.attention import attend
 from comfyui_multitalk.multitalk_core.model.backends import Backend
 from comfyui_multitalk.standalone import run as command
 from comfyui_multitalk.standalone.arguments import build_request, parse
+from comfyui_multitalk.standalone.encoders import load_text_encoder
 from comfyui_multitalk.standalone.memory import RESIDENT, STREAMED, TILED, Plan
 from comfyui_multitalk.standalone.request import Request
 from comfyui_multitalk.standalone.weights import OpenFiles
@@ -64,6 +65,26 @@ def _plan(request: Request, device: str) -> Plan:
 )
 def test_plan_without_a_choice(request_of: Any, offload: str, device: str, expected: Plan) -> None:
     assert _plan(request_of(offload=offload), device) == expected
+
+
+@pytest.mark.parametrize(
+    ("offload", "streamed"), [("blocks", True), ("none", False), ("auto", False)]
+)
+def test_offload_streams_the_text_encoder_too(
+    request_of: Any, monkeypatch: pytest.MonkeyPatch, offload: str, streamed: bool
+) -> None:
+    asked = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["streamed"])
+        return load_text_encoder(*arguments, **options)
+
+    monkeypatch.setattr(command, "load_text_encoder", load)
+    request = request_of(offload=offload)
+    command._encode_text(
+        OpenFiles(request.files), request, device=torch.device("cpu"), dtype=torch.float32
+    )
+    assert asked == [streamed]
 
 
 def test_plan_follows_the_free_memory_of_the_card(

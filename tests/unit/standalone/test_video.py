@@ -186,3 +186,13 @@ def test_video_impossible_target_is_refused(tmp_path: Path, name: str, says: str
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(InputError, match=says):
         VideoWriter(tmp_path / name, size=SIZE, waveform=_tone(1, 16_000), sample_rate=16_000)
+
+
+@pytest.mark.parametrize("name", ["take:2.mp4", "n" * 251 + ".mp4"], ids=["colon", "255 bytes"])
+def test_video_of_an_unusual_relative_name_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _write(Path(name), _grey(9), _tone(0.36, 16_000), 16_000)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert len(_play(tmp_path / name).frames) == 9

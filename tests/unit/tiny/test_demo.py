@@ -20,26 +20,26 @@ from comfyui_multitalk.dev.train_tiny.drawing import render
 from comfyui_multitalk.dev.train_tiny.mouth import correlation
 from comfyui_multitalk.multitalk_core.config import FPS
 from comfyui_multitalk.multitalk_core.geometry import Size
-from comfyui_multitalk.multitalk_core.inputs.voices import prepare_voice
+from comfyui_multitalk.multitalk_core.inputs.voices import Recording, prepare_voice
 from comfyui_multitalk.standalone.arguments import build_request, parse
-from comfyui_multitalk.standalone.media import Voice, read_voice
+from comfyui_multitalk.standalone.media import read_voice
 from comfyui_multitalk.standalone.video import VideoWriter
 
 NUM_FRAMES = 50
 
 
 @pytest.fixture(scope="module")
-def voice(repository: Path) -> Voice:
+def voice(repository: Path) -> Recording:
     """Give the first two seconds of the demo's voice."""
     whole = read_voice(repository / "workflows" / "inputs" / "tiny_voice.wav")
     length = NUM_FRAMES * whole.sample_rate // FPS
-    return Voice(whole.name, whole.waveform[:, :length], whole.sample_rate)
+    return whole._replace(waveform=whole.waveform[:, :length])
 
 
 @pytest.fixture(scope="module")
-def talking(voice: Voice) -> Tensor:
+def talking(voice: Recording) -> Tensor:
     """Give the portrait drawn saying it, `(T, 128, 128, 3)` uint8."""
-    heard = prepare_voice(voice.waveform, sample_rate=voice.sample_rate, name=voice.name)
+    heard = prepare_voice(voice)
     curve = torch.from_numpy(articulation(heard.numpy(), NUM_FRAMES))
     faces, still = PORTRAIT.look()
     motion = replace(
@@ -73,19 +73,21 @@ def test_demo_names_what_the_portrait_shows_and_takes_the_trained_set(repository
     assert all(file.is_file() for file in TrainedSet(folder).files)
 
 
-def test_curves_of_a_drawn_speaker_agree(talking: Tensor, voice: Voice) -> None:
+def test_curves_of_a_drawn_speaker_agree(talking: Tensor, voice: Recording) -> None:
     wanted, seen = curves(talking, voice)
     assert wanted.shape == seen.shape == (NUM_FRAMES,)
     assert correlation(wanted, seen) > 0.99
     assert 0.7 < seen.max() <= 1
 
 
-def test_curves_of_a_speaker_who_says_it_backwards_do_not(talking: Tensor, voice: Voice) -> None:
+def test_curves_of_a_speaker_who_says_it_backwards_do_not(
+    talking: Tensor, voice: Recording
+) -> None:
     assert correlation(*curves(talking.flip(0), voice)) < 0.6
 
 
 def test_strip_and_preview_are_written(
-    talking: Tensor, voice: Voice, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    talking: Tensor, voice: Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video, strip, preview = (tmp_path / name for name in ("a.mp4", "a.png", "a.gif"))
     with VideoWriter(
