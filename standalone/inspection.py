@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..multitalk_core.errors import WeightsError
-from ..multitalk_core.files.sizes import FileKind, identify
+from ..multitalk_core.files.identify import FileKind, identify
 from ..wan_gguf_loader.files import open_weights
 
 

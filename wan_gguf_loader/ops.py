@@ -82,7 +82,6 @@ class GGUFLinear(nn.Module):
         weight: Packed rows, uint8 `(out_features, row_bytes)`, or a plain tensor
             `(out_features, in_features)` of the stored dtype.
         bias: `(out_features,)` or None.
-        compute_dtype: What forward computes in; None follows the input.
         precision: How forward multiplies; `"int8"` holds for inputs of many rows.
         low_rank: LoRA changes of the weight.
         difference: Changes of the weight by files that hold them whole, `(out, in)`.
@@ -100,14 +99,12 @@ class GGUFLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        compute_dtype: torch.dtype | None = None,
         precision: Precision = "exact",
     ) -> None:
         """Build the layer with zeros, to be filled by `store_weight` or `load_state_dict`."""
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self.compute_dtype = compute_dtype
         self.precision = precision
         self._packed_type: str | None = None
         zeros = torch.zeros(out_features, in_features, device=device, dtype=dtype)
@@ -208,17 +205,14 @@ class GGUFLinear(nn.Module):
 
         An int8 layer also takes what `GGUFOps.feed` has rounded.
         """
-        dtype = self.compute_dtype if self.is_packed and self.compute_dtype else x.dtype
         ready = self.held_for(x)
         if ready is None:
-            weight = self.dequantized_weight(dtype, x.device)
-            bias = None if self.bias is None else self.bias.to(device=x.device, dtype=dtype)
+            weight = self.dequantized_weight(x.dtype, x.device)
+            bias = None if self.bias is None else self.bias.to(device=x.device, dtype=x.dtype)
             ready = self.rounded(weight, x), bias
         if self._holds:
             self._held = ready
-        if isinstance(x, Int8Rows) or x.dtype == dtype:
-            return self.multiply(x, *ready)
-        return self.multiply(x.to(dtype), *ready).to(x.dtype)
+        return self.multiply(x, *ready)
 
     def held_for(self, x: Tensor | Int8Rows) -> _Ready | None:
         """Give the weight and bias that were kept, if they are in the form that `x` asks for."""
@@ -297,13 +291,11 @@ class GGUFOps:
     """Layer classes of one load, for models that are built as `ops.Linear(...)`.
 
     Attributes:
-        dtype: Compute dtype of its layers; None follows each layer's input.
         precision: `"exact"`, or `"int8"` for products in int8; see `int8.py`.
         layer: The class of its layers.
     """
 
     layer: ClassVar[type[GGUFLinear]] = GGUFLinear
-    dtype: torch.dtype | None = None
     precision: Precision = "exact"
 
     def Linear(  # noqa: N802  (named as torch.nn names it)
@@ -321,7 +313,6 @@ class GGUFOps:
             bias,
             device,
             dtype,
-            compute_dtype=self.dtype,
             precision=self.precision,
         )
 
@@ -349,12 +340,11 @@ def hold(layers: nn.Module) -> Iterator[None]:
             layer.release()
 
 
-def gguf_ops(*, dtype: torch.dtype | None = None, precision: Precision = "exact") -> GGUFOps:
+def gguf_ops(*, precision: Precision = "exact") -> GGUFOps:
     """Make the layer classes of one load.
 
     Args:
-        dtype: What the layers compute in; None follows each layer's input.
         precision: `"int8"` multiplies in int8 wherever a layer is given many rows: faster, and
             less exact.
     """
-    return GGUFOps(dtype=dtype, precision=precision)
+    return GGUFOps(precision=precision)

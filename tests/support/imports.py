@@ -24,18 +24,21 @@ _CORE_EXTRAS = {
     "inputs.voices": {"numpy", "librosa", "pyloudnorm"},
     "inputs.features": {"transformers"},
     "model.backends": {"flash_attn", "sageattention"},
-    "files.sizes": {"safetensors"},
 }
 # Low to high; a module may import its own level and those below.
 _CORE_LEVELS = (
     {"errors", "config", "geometry", "method.segments"},
-    {"protocols"},
+    {"protocols", "files.identify", "files.sizes"},
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
-    {"model.lrope", "model.kernels", "model.memory"},
+    {"model.lrope", "model.kernels", "model.layers", "model.memory"},
     {"model.elementwise"},
     {"model.attention", "model.audio_tokens", "inputs.features"},
     {"model.hooks", "model.backends"},
-    {"model.block", "method.schedule", "method.guidance", "files.identify", "files.sizes"},
+    {
+        "model.block",
+        "method.schedule",
+        "method.guidance",
+    },
     {"model.dit"},
     {"method.conditioning", "method.step_cache", "method.sampler"},
     {"engine"},
