@@ -74,7 +74,8 @@ _SCALE_ENDS = (".scale_weight", ".weight_scale", ".weight_scale_2")
 _QUERY = "blocks.0.self_attn.q.weight"
 _PATCH = "patch_embedding.weight"
 _AUDIO = "blocks.0.audio_cross_attn.kv_linear.weight"
-_RANKS = {_QUERY: 2, _PATCH: 2, _AUDIO: 2}
+_VAE_KEYS = ("decoder.conv1.weight", "decoder.conv_in.weight")  # Wan's own, diffusers'
+_RANKS = {_QUERY: 2, _PATCH: 2, _AUDIO: 2, **dict.fromkeys(_VAE_KEYS, 4)}
 """Dimensions that `identify` reads of a tensor."""
 
 _LOOKALIKES = {
@@ -237,7 +238,7 @@ def _encoder(shapes: Shapes) -> Identity | None:
 
 
 def _vae(shapes: Shapes) -> Identity | None:
-    for name in ("decoder.conv1.weight", "decoder.conv_in.weight"):
+    for name in _VAE_KEYS:
         shape = shapes.get(name, ())
         if len(shape) == 5 and shape[1] == 16:
             return Identity(FileKind.VAE, FileKind.VAE.value)

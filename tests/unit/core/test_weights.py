@@ -9,7 +9,12 @@ import pytest
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
 from comfyui_multitalk.multitalk_core.errors import WeightsError
 from comfyui_multitalk.multitalk_core.files.identify import Shapes
-from comfyui_multitalk.multitalk_core.files.sizes import audio_config, clip_sizes, model_config
+from comfyui_multitalk.multitalk_core.files.sizes import (
+    audio_config,
+    clip_sizes,
+    model_config,
+    shape_of,
+)
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.tests.support.transformer import CONFIG
 
@@ -121,3 +126,9 @@ def test_clip_sizes_heads_are_those_of_the_published_towers(
     }
     sizes = clip_sizes(shapes, num_heads=stated, source="f")
     assert (sizes.num_attention_heads, sizes.num_hidden_layers, sizes.image_size) == (heads, 2, 224)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 5), (5, 0), (1, 5, 5)])
+def test_shape_of_another_rank_or_of_nothing_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(WeightsError, match=r"f: 'a\.weight' has the shape \["):
+        shape_of({"a.weight": shape}, source="f")
