@@ -1,7 +1,7 @@
 """Borrowed models: classes of `diffusers` and `transformers`, filled from a weights file.
 
 Their configurations come from tensor shapes and their weights from `wan_gguf_loader`, so nothing is
-looked up on a hub. They rest in main memory and visit the device only while they are used.
+looked up on a hub. They lie in main memory and are moved to the device only while they are used.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Text and image encoders of the command: plain `transformers` classes, sizes from shapes.
 
-UMT5 turns the prompt into text tokens, the CLIP vision tower (ViT-H/14) a picture into image
-tokens. Follows MultiTalk `wan/modules/{t5,tokenizers,clip}.py`. Departures: prompts are not
-repaired by ftfy, and not padded to 512 tokens under a mask, which gives the same rows as the
-prompt alone.
+UMT5 encodes the prompt as text tokens, the CLIP vision tower (ViT-H/14) a picture as image tokens.
+Follows MultiTalk `wan/modules/{t5,tokenizers,clip}.py`. Departures: prompts are not repaired by
+ftfy, and not padded to 512 tokens under a mask, which gives the same rows as the prompt alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The weights files of one run: opened and checked before anything is loaded, then loaded.
+"""The weights files of one run: opened and checked first, then loaded.
 
-Opening reads headers only, so a wrong file is named within a second and not after minutes.
+Opening reads only headers, so a wrong file is reported within a second, not after minutes.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from .memory import Weights
 from .request import ModelFiles
 
 _BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
-"""The number of a block in a tensor's name; LoRA files write it in several ways."""
+"""The block number in a tensor's name, in any spelling of LoRA files."""
 
 
 class OpenFiles:
-    """The opened and checked files; each is read again when it is loaded.
+    """The opened and checked files; loading reads each again.
 
     Attributes:
         config: Sizes of the transformer with its audio branch.
@@ -42,7 +42,7 @@ class OpenFiles:
     """
 
     def __init__(self, files: ModelFiles) -> None:
-        """Open all headers and check that each file is what its place needs.
+        """Open all headers and check that each file is of the kind that its option needs.
 
         Raises:
             WeightsError: If a file is of another kind, or two do not fit each other.
@@ -71,10 +71,10 @@ class OpenFiles:
     def load_transformer(
         self, dtype: torch.dtype, *, precision: Precision = "exact"
     ) -> MultiTalkModel:
-        """Load base and adapter in main memory, weights as they are stored, LoRAs beside them.
+        """Load base and adapter into main memory, weights as they are stored, with the LoRAs.
 
         Args:
-            dtype: Of plain weights that are wider than it.
+            dtype: Wider plain weights are rounded to it.
             precision: How layers with many rows multiply.
         """
         model = MultiTalkModel(self.config, ops=gguf_ops(precision=precision), device="meta")

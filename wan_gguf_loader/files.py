@@ -1,10 +1,10 @@
-"""Weights files, GGUF and safetensors, behind one interface.
+"""One interface for GGUF and safetensors weights files.
 
     with open_weights("wan2.1-i2v-14b-480p-Q4_K_M.gguf") as file:
         weight = file.dequantize("blocks.0.self_attn.q.weight", torch.bfloat16)
 
-The kind is told by content. Opening reads the header only; tensors are read one at a time into
-memory of their own.
+The content tells the format, not the file name. Opening reads only the header; each tensor is read
+into its own memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _WRONG_KINDS = (
 
 
 class TensorInfo(NamedTuple):
-    """What is known of a tensor without reading it.
+    """Description of a tensor, from the header.
 
     Attributes:
         name: The model's name, see `names.py`.
@@ -126,12 +126,12 @@ class WeightsFile:
         try:
             parsed = json.loads(config) if isinstance(config, str) else None
         except (ValueError, RecursionError):
-            return None  # other tools keep other things under this key
+            return None  # other tools use this key for other content
         model = parsed.get("model") if isinstance(parsed, dict) else None
         return model.get("num_heads") if isinstance(model, dict) else None
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor as it is stored, into memory of its own on the CPU.
+        """Read a tensor as it is stored, into its own memory on the CPU.
 
         Args:
             name: A key of `tensors`.
@@ -149,7 +149,7 @@ class WeightsFile:
             return data.view(PLAIN_DTYPES[stored.type]).reshape(self.tensors[name].shape)
         ggml = TYPES_BY_NAME[stored.type]
         row_len = self.tensors[name].shape[-1]
-        if row_len % ggml.block:  # a converter refolded it into rows that divide
+        if row_len % ggml.block:  # a converter folded it into rows that divide
             row_len = ggml.block
         return data.reshape(-1, row_len // ggml.block * ggml.bytes)
 
@@ -244,7 +244,7 @@ def open_weights(path: str | Path) -> WeightsFile:
 
 
 def _kind(source: Source) -> Literal["gguf", "safetensors"]:
-    """Tell the two kinds apart, and name what else people have called .gguf."""
+    """Tell the two formats apart, and name other content that is often found in such files."""
     head = source.read(0, min(source.size, 64))
     if not head:
         raise source.error("the file is empty: the download failed. Download it again.")

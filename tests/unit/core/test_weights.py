@@ -131,4 +131,4 @@ def test_clip_sizes_heads_are_those_of_the_published_towers(
 @pytest.mark.parametrize("shape", [(), (5,), (0, 5), (5, 0), (1, 5, 5)])
 def test_shape_of_another_rank_or_of_nothing_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(WeightsError, match=r"f: 'a\.weight' has the shape \["):
-        shape_of({"a.weight": shape}, source="f")
+        shape_of({"a.weight": shape}, "a.weight", source="f")
