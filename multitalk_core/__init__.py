@@ -8,7 +8,8 @@ from __future__ import annotations
 from .config import ApgConfig, AudioConfig, ModelConfig, SamplingConfig
 from .engine import Engine, Finished, Step
 from .errors import InputError, MultiTalkError, WeightsError
-from .files.sizes import FileKind, Identity, audio_config, identify, model_config, require
+from .files.identify import FileKind, Identity, identify, require
+from .files.sizes import audio_config, model_config
 from .geometry import Box, GridSize, Size
 from .inputs.scene import Picture, Scene, Text, compose
 from .inputs.speech import Speech, listen

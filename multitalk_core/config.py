@@ -45,6 +45,32 @@ class AudioConfig:
     norm_tokens: bool = True
     norm_visual: bool = True
 
+    def check_features(
+        self,
+        layers: int,
+        channels: int,
+        *,
+        encoder: str = "The Wav2Vec2 model",
+        adapter: str = "the adapter",
+    ) -> None:
+        """Check that the adapter was made for the features of a Wav2Vec2.
+
+        Args:
+            layers: Of the Wav2Vec2.
+            channels: Width of one of its layers.
+            encoder: The Wav2Vec2 for the message.
+            adapter: The adapter for the message.
+
+        Raises:
+            InputError: If it was made for others.
+        """
+        if (layers, channels) != (self.layers, self.channels):
+            raise InputError(
+                f"{encoder} gives {layers} layers of width {channels}, but {adapter} was made for "
+                f"{self.layers} layers of width {self.channels}. Load chinese-wav2vec2-base "
+                "(Kijai/wav2vec2_safetensors), or the adapter that fits."
+            )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:

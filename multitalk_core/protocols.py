@@ -6,11 +6,9 @@ the roles.
 
 from __future__ import annotations
 
-import contextlib
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
-import torch.nn.functional as functional
 from torch import Tensor, nn
 
 
@@ -44,14 +42,14 @@ class ImageEncoder(Protocol):
 
 
 class Feed(Protocol):
-    """Makes the input of linear layers in the form they multiply, such as rounded to 8 bits.
+    """Makes the input of linear layers in the form that they multiply, such as 8-bit rows.
 
-    What it gives stands in the place of a tensor and has a tensor's `shape`; only the layers of the
+    The packed form is used in place of a tensor and has a tensor's `shape`; only the layers of the
     same `Ops` take it.
     """
 
     def takes(self, x: Tensor) -> bool:
-        """Tell whether the layers want another form of what is made of `x`."""
+        """Tell whether the layers want their input, made from `x`, in packed form."""
         ...
 
     def normalize(self, x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Any:
@@ -64,7 +62,7 @@ class Feed(Protocol):
 
 
 class Ops(Protocol):
-    """Layer classes a model is built from; `TorchOps` is the plainest set."""
+    """Layer classes that a model is built from, such as `model.layers.TorchOps`."""
 
     @property
     def Linear(self) -> Any:  # noqa: N802  (named as torch.nn names it)
@@ -76,30 +74,12 @@ class Ops(Protocol):
 
     @property
     def feed(self) -> Feed | None:
-        """Give what makes the layers' input, if they can take another form than a tensor."""
+        """Give the maker of packed inputs, if the layers take any."""
         ...
 
     def hold(self, layers: nn.Module) -> AbstractContextManager[None]:
-        """Keep what the layers inside `layers` decode or move, from one use to the next.
+        """Keep the decoded or moved weights of the layers inside `layers` for the context.
 
-        For as long as the context lasts, in which they are used several times.
+        For layers that are used several times in it.
         """
         ...
-
-
-class _CastingLinear(nn.Linear):
-    def forward(self, input: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return functional.linear(input, self.weight.to(input.dtype), bias)
-
-
-class TorchOps:
-    """Plain torch layers that compute in their input's dtype, for models that are not quantised."""
-
-    Linear = _CastingLinear
-    feed: ClassVar[Feed | None] = None
-
-    @staticmethod
-    def hold(layers: nn.Module) -> AbstractContextManager[None]:
-        """Do nothing: the weights are as they are used."""
-        return contextlib.nullcontext()

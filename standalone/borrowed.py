@@ -1,7 +1,7 @@
 """Borrowed models: classes of `diffusers` and `transformers`, filled from a weights file.
 
 Their configurations come from tensor shapes and their weights from `wan_gguf_loader`, so nothing is
-looked up on a hub. They rest in main memory and visit the device only while they are used.
+looked up on a hub. They lie in main memory and are moved to the device only while they are used.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..multitalk_core.errors import WeightsError
-from ..multitalk_core.files.sizes import has_fp8_scales
+from ..multitalk_core.files.identify import has_fp8_scales
+from ..multitalk_core.files.sizes import check_shapes
 from ..wan_gguf_loader.files import WeightsFile
 from .streaming import stream_blocks
 
@@ -35,28 +36,16 @@ def fill(
 
     Raises:
         WeightsError: If a tensor is missing, has another shape, or needs scales to be read.
+        GGUFError: If a tensor holds no weights.
     """
     if has_fp8_scales(file.shapes):
         raise WeightsError(
             f"{file.path.name} holds scaled fp8 weights, which this place cannot read. "
             "Get the fp16 or bf16 file of the same model."
         )
-    expected = model.state_dict()
-    absent = [names[name] for name in expected if names[name] not in file.tensors]
-    if absent:
-        raise WeightsError(
-            f"{file.path.name} lacks {len(absent)} of the {len(expected)} tensors that "
-            f"{type(model).__name__} needs ({', '.join(absent[:3])} ...). Get the whole file."
-        )
-    tensors: dict[str, Tensor] = {}
-    for name, meta in expected.items():
-        info = file.tensors[names[name]]
-        if info.shape != tuple(meta.shape):
-            raise WeightsError(
-                f"{file.path.name}: {info.name} is {_by(info.shape)}, but the rest of the file "
-                f"asks for {_by(tuple(meta.shape))}. Get a file of the usual layout."
-            )
-        tensors[name] = file.dequantize(info.name, dtype)
+    needed = {names[name]: tuple(meta.shape) for name, meta in model.state_dict().items()}
+    check_shapes(file.shapes, needed, source=file.path.name, what=f"a {type(model).__name__}")
+    tensors = {name: file.dequantize(names[name], dtype) for name in model.state_dict()}
     model.load_state_dict(tensors, assign=True)
     model.requires_grad_(False)
     model.eval()
@@ -65,14 +54,6 @@ def fill(
 def held_bytes(file: WeightsFile, dtype: torch.dtype) -> int:
     """Give the bytes of a file's weights once `fill` has read them."""
     return sum(info.num_elements for info in file.tensors.values()) * dtype.itemsize
-
-
-def count_layers(file: WeightsFile, prefix: str) -> int:
-    """Count the numbered layers whose names start with `prefix`, such as `encoder.layers.`."""
-    numbers = {
-        name[len(prefix) :].split(".", 1)[0] for name in file.tensors if name.startswith(prefix)
-    }
-    return len(numbers)
 
 
 @contextmanager
@@ -100,7 +81,3 @@ def on_device(
             model.to("cpu")
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "a single number"

@@ -1,17 +1,16 @@
 """Text and image encoders of the command: plain `transformers` classes, sizes from shapes.
 
-UMT5 turns the prompt into text tokens, the CLIP vision tower (ViT-H/14) a picture into image
-tokens. Follows MultiTalk `wan/modules/{t5,tokenizers,clip}.py`. Departures: prompts are not
-repaired by ftfy, and not padded to 512 tokens under a mask, which gives the same rows as the
-prompt alone.
+UMT5 encodes the prompt as text tokens, the CLIP vision tower (ViT-H/14) a picture as image tokens.
+Follows MultiTalk `wan/modules/{t5,tokenizers,clip}.py`. Departures: prompts are not repaired by
+ftfy, and not padded to 512 tokens under a mask, which gives the same rows as the prompt alone.
 """
 
 from __future__ import annotations
 
 import html
 import logging
-import math
 import re
+from dataclasses import asdict
 
 import torch
 from sentencepiece import SentencePieceProcessor
@@ -19,9 +18,11 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from ..multitalk_core.errors import WeightsError
+from ..multitalk_core.files.sizes import clip_sizes, umt5_sizes
 from ..multitalk_core.inputs.photo import resize_for_clip
 from ..wan_gguf_loader.files import WeightsFile
-from .borrowed import count_layers, fill, on_device
+from ..wan_gguf_loader.tokenizer import tokenizer_model
+from .borrowed import fill, on_device
 
 _log = logging.getLogger(__name__)
 
@@ -29,16 +30,12 @@ TEXT_LEN = 512
 """Tokens of the longest prompt, the end mark included."""
 
 _CLIP_PIXELS = 224
-_VIT_H = (1280, 16)
-"""Width and heads of ViT-H, whose head width of 80 is the exception; elsewhere it is 64."""
 _PREFIX = "vision_model."
-_LAYERS = f"{_PREFIX}encoder.layers."
-_TOKENIZER = "spiece_model"
 _SPACES = re.compile(r"\s+")
 
 
 class TextEncoder:
-    """UMT5 with its tokenizer; visits `device` only while it encodes."""
+    """UMT5 with its tokenizer; on `device` only while it encodes."""
 
     def __init__(
         self,
@@ -78,7 +75,7 @@ class TextEncoder:
 
 
 class VisionEncoder:
-    """CLIP's vision tower as an `ImageEncoder`; visits `device` only while it encodes."""
+    """CLIP's vision tower as an `ImageEncoder`; on `device` only while it encodes."""
 
     def __init__(self, model: CLIPVisionModel, *, device: torch.device) -> None:
         self.model = model
@@ -102,45 +99,23 @@ def clean_prompt(prompt: str) -> str:
 def load_text_encoder(
     file: WeightsFile, *, device: torch.device, dtype: torch.dtype, streamed: bool = False
 ) -> TextEncoder:
-    """Build UMT5 from a file with `transformers`' tensor names and its tokenizer inside.
+    """Build UMT5 from a safetensors or GGUF file with its tokenizer inside.
 
     Args:
         file: An open text encoder of any size.
-        device: Where it computes; it rests in main memory.
+        device: Where it computes; between uses it lies in main memory.
         dtype: Type it computes in; float16 overflows in T5 models.
-        streamed: Whether its blocks visit the device in turn, for a card it does not fit on.
+        streamed: Whether its blocks are moved to the device one by one, for a card that it does
+            not fit on.
 
     Raises:
-        WeightsError: If the file is no UMT5 encoder, or lacks the tokenizer.
+        WeightsError: If the file is no UMT5 encoder.
+        GGUFError: If it lacks the tokenizer.
     """
-    block = "encoder.block.0.layer"
-    shapes = file.shapes
-    needed = {
-        "embedding": "shared.weight",
-        "bias": f"{block}.0.SelfAttention.relative_attention_bias.weight",
-        "query": f"{block}.0.SelfAttention.q.weight",
-        "gate": f"{block}.1.DenseReluDense.wi_0.weight",
-    }
-    absent = [name for name in needed.values() if name not in shapes]
-    if absent:
-        raise WeightsError(
-            f"{file.path.name} is no UMT5 encoder with the tensor names of transformers: it has "
-            f"no {absent[0]!r}. Get umt5_xxl_fp16.safetensors."
-        )
-    vocab_size, d_model = shapes[needed["embedding"]]
-    num_buckets, num_heads = shapes[needed["bias"]]
-    config = UMT5Config(
-        vocab_size=vocab_size,
-        d_model=d_model,
-        d_kv=shapes[needed["query"]][0] // num_heads,
-        d_ff=shapes[needed["gate"]][0],
-        num_layers=count_layers(file, "encoder.block."),
-        num_heads=num_heads,
-        relative_attention_num_buckets=num_buckets,
-    )
-    tokenizer = _load_tokenizer(file, vocab_size=vocab_size)
+    sizes = umt5_sizes(file.shapes, source=file.path.name)
+    tokenizer = _load_tokenizer(file, vocab_size=sizes.vocab_size)
     with torch.device("meta"):
-        model = UMT5EncoderModel(config)
+        model = UMT5EncoderModel(UMT5Config(**asdict(sizes)))
     names = {name: name for name in model.state_dict()}
     names["encoder.embed_tokens.weight"] = "shared.weight"
     fill(model, file, names=names, dtype=dtype)
@@ -155,76 +130,41 @@ def load_image_encoder(
 
     Args:
         file: An open CLIP vision file of any width, for pictures of 224x224 pixels.
-        device: Where it computes; it rests in main memory.
+        device: Where it computes; between uses it lies in main memory.
         dtype: Type it computes in.
 
     Raises:
         WeightsError: If the file is no CLIP vision tower, or one for another picture size.
     """
-    shapes = file.shapes
-    needed = (
-        f"{_PREFIX}embeddings.patch_embedding.weight",
-        f"{_PREFIX}embeddings.position_embedding.weight",
-        f"{_LAYERS}0.mlp.fc1.weight",
-    )
-    absent = [name for name in needed if name not in shapes]
-    if absent:
+    sizes = clip_sizes(file.shapes, num_heads=file.num_heads, source=file.path.name)
+    if sizes.image_size != _CLIP_PIXELS:
         raise WeightsError(
-            f"{file.path.name} is no CLIP vision tower with the tensor names of transformers: it "
-            f"has no {absent[0]!r}. Get clip_vision_h.safetensors."
+            f"{file.path.name} is a CLIP vision tower for pictures of {sizes.image_size} pixels; "
+            f"Wan2.1 needs one for {_CLIP_PIXELS}. Get clip_vision_h.safetensors."
         )
-    (hidden_size, _, patch_size, _), (num_positions, _), (intermediate_size, _) = (
-        shapes[name] for name in needed
-    )
-    image_size = math.isqrt(num_positions - 1) * patch_size
-    if image_size != _CLIP_PIXELS:
-        raise WeightsError(
-            f"{file.path.name} is a CLIP vision tower for pictures of {image_size} pixels; Wan2.1 "
-            f"needs one for {_CLIP_PIXELS}. Get clip_vision_h.safetensors."
-        )
-    num_heads = file.num_heads or (_VIT_H[1] if hidden_size == _VIT_H[0] else hidden_size // 64)
-    if not num_heads or hidden_size % num_heads:
-        raise WeightsError(
-            f"{file.path.name}: a width of {hidden_size} cannot be split into {num_heads} heads. "
-            "Give the head count as 'num_heads' in the file's metadata."
-        )
-    config = CLIPVisionConfig(
-        hidden_size=hidden_size,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=count_layers(file, _LAYERS),
-        num_attention_heads=num_heads,
-        image_size=image_size,
-        patch_size=patch_size,
-        hidden_act="gelu",
-    )
     with torch.device("meta"):
-        model = CLIPVisionModel(config)
+        model = CLIPVisionModel(CLIPVisionConfig(**asdict(sizes), hidden_act="gelu"))
     # transformers 5 leaves the files' prefix out of the class, 4 has it there too
     names = {name: _PREFIX + name.removeprefix(_PREFIX) for name in model.state_dict()}
     fill(model, file, names=names, dtype=dtype)
     embeddings = getattr(model, "vision_model", model).embeddings
-    embeddings.position_ids = torch.arange(num_positions)[None]  # a buffer no file holds
+    embeddings.position_ids = torch.arange(embeddings.num_positions)[None]  # a buffer no file holds
     return VisionEncoder(model, device=device)
 
 
 def _load_tokenizer(file: WeightsFile, *, vocab_size: int) -> SentencePieceProcessor:
-    if _TOKENIZER not in file.tensors:
-        raise WeightsError(
-            f"{file.path.name} has no tokenizer inside (no tensor {_TOKENIZER!r}). Get Comfy-Org's "
-            "umt5_xxl_fp16.safetensors, which has one."
-        )
-    proto = file.read(_TOKENIZER).numpy().tobytes()
+    proto = tokenizer_model(file)
     tokenizer = SentencePieceProcessor()
     try:
         tokenizer.LoadFromSerializedProto(proto)
     except RuntimeError as reason:
         raise WeightsError(
-            f"{file.path.name}: the tokenizer inside ({_TOKENIZER!r}, {len(proto)} bytes) cannot "
-            "be read. Download the file again."
+            f"{file.path.name}: the tokenizer inside ({len(proto)} bytes) cannot be read. "
+            "Download the file again."
         ) from reason
     if tokenizer.get_piece_size() > vocab_size:
         raise WeightsError(
-            f"{file.path.name}: the tokenizer inside knows {tokenizer.get_piece_size()} pieces, "
-            f"the model only {vocab_size}. Get a file whose two parts belong together."
+            f"{file.path.name}: the tokenizer inside has {tokenizer.get_piece_size()} pieces, the "
+            f"model only {vocab_size}. Get a file whose tokenizer and model belong together."
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""What `multitalk inspect` says of a weights file."""
+"""The report of `multitalk inspect` on a weights file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..multitalk_core.errors import WeightsError
-from ..multitalk_core.files.sizes import FileKind, identify
+from ..multitalk_core.files.identify import FileKind, identify
 from ..wan_gguf_loader.files import open_weights
 
 
@@ -48,7 +48,7 @@ class Inspection:
 
 
 def inspect_file(path: Path) -> Inspection:
-    """Read a file's header and say what it is.
+    """Read a file's header and describe it.
 
     Raises:
         GGUFError: If it is no weights file, or a damaged one.
@@ -58,7 +58,7 @@ def inspect_file(path: Path) -> Inspection:
         identity = identify(file.shapes)
         if identity.kind in (FileKind.UNKNOWN, FileKind.OTHER):
             raise WeightsError(
-                f"{path.name} is {identity.description}; nothing here takes it. The method needs "
+                f"{path.name} is {identity.description}; no option takes it. The command needs "
                 "a Wan2.1 image-to-video base, an adapter, Wav2Vec2, a VAE, UMT5 and CLIP vision."
             )
         infos = file.tensors.values()

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from ..multitalk_core.errors import WeightsError
+from ..multitalk_core.files.sizes import shape_of
 from ..wan_gguf_loader.files import WeightsFile
 from .borrowed import fill, on_device
 from .memory import TILE_PIXELS, TILE_STRIDE
@@ -122,15 +123,10 @@ def load_vae(file: WeightsFile, *, device: torch.device, dtype: torch.dtype) -> 
     def stored(name: str) -> str:
         return original_name(name) if original else name
 
-    def width(name: str) -> int:
-        if stored(name) not in file.tensors:
-            raise WeightsError(
-                f"{file.path.name} is no Wan VAE: it has no tensor {stored(name)!r}. "
-                "Get wan_2.1_vae.safetensors."
-            )
-        return file.tensors[stored(name)].shape[0]
+    def width(name: str, *, rank: int) -> int:
+        return shape_of(file.shapes, stored(name), source=file.path.name, rank=rank)[0]
 
-    channels = width("post_quant_conv.weight")
+    channels = width("post_quant_conv.weight", rank=5)
     if channels != _LATENT_CHANNELS:
         raise WeightsError(
             f"{file.path.name} is a VAE of {channels} latent channels; Wan2.1 needs one of "
@@ -138,8 +134,8 @@ def load_vae(file: WeightsFile, *, device: torch.device, dtype: torch.dtype) -> 
         )
     with torch.device("meta"):
         model = AutoencoderKLWan(
-            base_dim=width("encoder.conv_in.weight"),
-            decoder_base_dim=width("decoder.norm_out.gamma"),
+            base_dim=width("encoder.conv_in.weight", rank=5),
+            decoder_base_dim=width("decoder.norm_out.gamma", rank=4),
             z_dim=channels,
         )
     fill(model, file, names={name: stored(name) for name in model.state_dict()}, dtype=dtype)
@@ -148,8 +144,9 @@ def load_vae(file: WeightsFile, *, device: torch.device, dtype: torch.dtype) -> 
 
 def vae_width(file: WeightsFile) -> int:
     """Give a VAE's channels at the size of the picture, in the decoder."""
-    names = ("decoder.head.0.gamma", "decoder.norm_out.gamma")  # Wan's own, diffusers'
-    return max(file.tensors[name].shape[0] for name in names if name in file.tensors)
+    name = "decoder.norm_out.gamma"  # of diffusers
+    name = name if name in file.tensors else original_name(name)
+    return shape_of(file.shapes, name, source=file.path.name, rank=4)[0]
 
 
 def original_name(name: str) -> str:

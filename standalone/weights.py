@@ -1,6 +1,6 @@
-"""The weights files of one run: opened and checked before anything is loaded, then loaded.
+"""The weights files of one run: opened and checked first, then loaded.
 
-Opening reads headers only, so a wrong file is named within a second and not after minutes.
+Opening reads only headers, so a wrong file is reported within a second, not after minutes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from transformers import Wav2Vec2Model
 
 from ..multitalk_core.config import ModelConfig
 from ..multitalk_core.errors import WeightsError
-from ..multitalk_core.files.sizes import FileKind, audio_config, identify, model_config, require
+from ..multitalk_core.files.identify import FileKind, identify, require
+from ..multitalk_core.files.sizes import audio_config, model_config
 from ..multitalk_core.inputs.features import load_wav2vec2, wav2vec2_config
 from ..multitalk_core.model.dit import MultiTalkModel
 from ..wan_gguf_loader.files import WeightsFile, open_weights
@@ -27,11 +28,11 @@ from .memory import Weights
 from .request import ModelFiles
 
 _BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
-"""The number of a block in a tensor's name; LoRA files write it in several ways."""
+"""The block number in a tensor's name, in any spelling of LoRA files."""
 
 
 class OpenFiles:
-    """The opened and checked files; each is read again when it is loaded.
+    """The opened and checked files; loading reads each again.
 
     Attributes:
         config: Sizes of the transformer with its audio branch.
@@ -41,7 +42,7 @@ class OpenFiles:
     """
 
     def __init__(self, files: ModelFiles) -> None:
-        """Open all headers and check that each file is what its place needs.
+        """Open all headers and check that each file is of the kind that its option needs.
 
         Raises:
             WeightsError: If a file is of another kind, or two do not fit each other.
@@ -70,10 +71,10 @@ class OpenFiles:
     def load_transformer(
         self, dtype: torch.dtype, *, precision: Precision = "exact"
     ) -> MultiTalkModel:
-        """Load base and adapter in main memory, weights as they are stored, LoRAs beside them.
+        """Load base and adapter into main memory, weights as they are stored, with the LoRAs.
 
         Args:
-            dtype: Of plain weights that are wider than it.
+            dtype: Wider plain weights are rounded to it.
             precision: How layers with many rows multiply.
         """
         model = MultiTalkModel(self.config, ops=gguf_ops(precision=precision), device="meta")
@@ -84,7 +85,7 @@ class OpenFiles:
         return model.eval()
 
     def transformer_weights(self, dtype: torch.dtype) -> Weights:
-        """Count the bytes that `load_transformer` will hold, from the headers.
+        """Count the bytes that `load_transformer` takes in memory, from the headers.
 
         Args:
             dtype: As there.
@@ -94,18 +95,17 @@ class OpenFiles:
         for file in [*merged, *(lora for lora, _ in self._loras)]:
             widest = dtype.itemsize if file in merged else torch.float32.itemsize
             for name, info in file.tensors.items():
-                held = min(info.nbytes, info.num_elements * widest)
+                taken = min(info.nbytes, info.num_elements * widest)
                 if block := _BLOCK.search(name):
-                    blocks[int(block[1])] += held
+                    blocks[int(block[1])] += taken
                 else:
-                    outside += held
+                    outside += taken
         return Weights(outside=outside, blocks=tuple(blocks.values()))
 
     def load_wav2vec2(self) -> Wav2Vec2Model:
         """Load Wav2Vec2 in float32."""
         file = self._wav2vec2
-        tensors = {name: file.dequantize(name) for name in file.tensors}
-        return load_wav2vec2(tensors, num_heads=file.num_heads, source=file.path.name)
+        return load_wav2vec2(file.weights(), num_heads=file.num_heads, source=file.path.name)
 
     def _open(
         self, path: Path, wanted: FileKind | Collection[FileKind], *, place: str
@@ -126,23 +126,21 @@ class OpenFiles:
             return config
         if config.audio is not None:
             raise WeightsError(
-                f"{base.path.name} has its own audio layers already. Leave out --adapter, or give "
-                "a plain Wan2.1 image-to-video base."
+                f"{base.path.name} has its own audio layers already, and {adapter.path.name} is "
+                "an adapter. Give a plain Wan2.1 image-to-video base with --base, or this base "
+                "alone."
             )
         audio = audio_config(adapter.shapes, base=config, source=adapter.path.name)
         return dataclasses.replace(config, audio=audio)
 
     def _check_wav2vec2(self) -> None:
-        """Refuse a Wav2Vec2 whose layers times width are not what the adapter listens to."""
+        """Refuse a Wav2Vec2 whose layers the adapter was not made for."""
         file, audio = self._wav2vec2, self.config.audio
         assert audio is not None
-        shaped = {name: torch.empty(shape, device="meta") for name, shape in file.shapes.items()}
-        heard = wav2vec2_config(shaped, num_heads=file.num_heads, source=file.path.name)
-        layers, width = heard.num_hidden_layers, heard.hidden_size
-        if (layers, width) != (audio.layers, audio.channels):
-            listener = (self._adapter or self._base).path.name
-            raise WeightsError(
-                f"{file.path.name} gives {layers} layers of width {width}, but {listener} listens "
-                f"to {audio.layers} layers of width {audio.channels}. Get chinese-wav2vec2-base "
-                "(Kijai/wav2vec2_safetensors), or the adapter that fits."
-            )
+        sizes = wav2vec2_config(file.shapes, num_heads=file.num_heads, source=file.path.name)
+        audio.check_features(
+            sizes.num_hidden_layers,
+            sizes.hidden_size,
+            encoder=file.path.name,
+            adapter=(self._adapter or self._base).path.name,
+        )

@@ -42,7 +42,7 @@ _SCALE_MARKS = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", 
 
 
 class _Planned(NamedTuple):
-    """One tensor of the input and its output type."""
+    """One tensor of the input and its form in the output."""
 
     file: WeightsFile
     entry: Entry
@@ -72,10 +72,10 @@ def convert(
 
     Args:
         inputs: One safetensors file, or the parts of a split one.
-        output: GGUF file, written atomically.
+        output: GGUF file to write; it appears only when it is complete.
         type: One of `FILE_TYPES`.
-        num_heads: Attention heads, needed if they do not have 128 channels and the metadata of
-            the input does not say so (`num_heads`, or `model.num_heads` in its JSON `config`).
+        num_heads: Attention heads; needed if they do not have 128 channels and the metadata of the
+            input does not give them (`num_heads`, or `model.num_heads` in its JSON `config`).
         fold_patch_embedding: Write the patch embedding 4-D, outputs times inputs first, as some
             other tools do.
 
@@ -102,7 +102,7 @@ def convert(
 def _entry(info: TensorInfo, *, type: str, fold: bool) -> Entry:
     if info.name.endswith(_SCALE_MARKS) or info.type not in _PLAIN:
         raise ValueError(
-            f"Tensor '{info.name}' ({info.type}) shows weights that are quantised already. "
+            f"Tensor '{info.name}' ({info.type}) belongs to weights that are quantised already. "
             "Convert the original fp32, fp16, bf16 or plain fp8 file."
         )
     shape = info.shape or (1,)

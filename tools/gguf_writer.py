@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Offsets of a file's parts."""
+    """Positions of the parts of a file."""
 
     header: bytes
     """Everything before the data, padded to its start."""
@@ -85,7 +85,7 @@ def write_gguf(
     *,
     metadata: Mapping[str, str | int],
 ) -> None:
-    """Write a file atomically: under a temporary name, then renamed.
+    """Write to a temporary file and rename it when it is complete.
 
     Args:
         path: The file; an existing one is replaced.

@@ -24,9 +24,13 @@ def planes(q: Tensor, *, width: int, bits: int) -> Tensor:
 
 def half(b: Tensor) -> Tensor:
     """Read little-endian float16 numbers, `(n, 2 k)` uint8 to `(n, k)` float32."""
-    return b.contiguous().view(torch.float16).float()
+    return words(b, torch.float16).float()
 
 
 def words(b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Read little-endian integers of `dtype`, `(n, size * k)` uint8 to `(n, k)`."""
-    return b.contiguous().view(dtype)
+    """Read little-endian numbers of `dtype`, `(n, size * k)` uint8 to `(n, k)`.
+
+    Always copies: a field of a single block is contiguous as it lies, but at an offset that need
+    not divide by the size of `dtype`.
+    """
+    return b.clone(memory_format=torch.contiguous_format).view(dtype)

@@ -2,9 +2,9 @@
 
 Block layouts follow `ggml-common.h` and `ggml-quants.c`; the arithmetic follows the order of
 `gguf.quants` so that every intermediate rounds alike. Everything runs on the device of the packed
-bytes, with shifts as Python numbers so that nothing is uploaded; the types with lookup tables are
-in `dequant_iq.py`. On CUDA the usual types are decoded by `kernels/dequant.py` where Triton is
-installed, with the same results.
+bytes, with shifts as Python numbers so that nothing is uploaded; types with lookup tables are in
+`dequant_iq.py`. On CUDA with Triton, `kernels/dequant.py` decodes the usual types with the same
+results.
 """
 
 from __future__ import annotations
@@ -76,13 +76,13 @@ def dequantize(
 
 
 def triton_kernels(name: Literal["dequant", "int8", "int8_product"], tensor: Tensor) -> Any | None:
-    """Give the Triton kernels of `kernels/<name>.py`, if they may work on a tensor.
+    """Give the Triton kernels of `kernels/<name>.py` if they can run on a tensor, else None.
 
-    They may on CUDA where Triton is installed; torch's compiler works on the plain formulas.
+    They need CUDA and Triton. Torch's compiler gets the plain formulas.
     """
     if not tensor.is_cuda or torch.compiler.is_compiling() or not _has_triton():
         return None
-    # One at a time: Triton may be missing, or too old for what one of them needs.
+    # Imported one at a time: Triton may be too old for one of them.
     if name == "int8":
         from .kernels import int8
 

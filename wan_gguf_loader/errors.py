@@ -1,4 +1,4 @@
-"""The one exception a weights file can cause."""
+"""The exception that a bad weights file raises."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ class GGUFError(ValueError):
     """A weights file (GGUF or safetensors) is damaged, cut short or of a kind that cannot be read.
 
     Attributes:
-        path: The file, where one is concerned; its name starts the message.
-        tensor: Name of the tensor concerned.
+        path: The file, if the error is about one; its name starts the message.
+        tensor: Name of the tensor that the error is about.
         offset: Byte position in the file.
     """
 

@@ -1,10 +1,10 @@
-"""Weights files, GGUF and safetensors, behind one interface.
+"""One interface for GGUF and safetensors weights files.
 
     with open_weights("wan2.1-i2v-14b-480p-Q4_K_M.gguf") as file:
         weight = file.dequantize("blocks.0.self_attn.q.weight", torch.bfloat16)
 
-The kind is told by content. Opening reads the header only; tensors are read one at a time into
-memory of their own.
+The content tells the format, not the file name. Opening reads only the header; each tensor is read
+into its own memory.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from . import reader, safetensors_header
-from .dequant import dequantize
+from .dequant import PACKED_TYPES, dequantize
 from .errors import GGUFError
-from .names import check_complete, logical_shapes, stripped_names
+from .names import check_complete, logical_shapes, model_names
 from .source import Source
 from .types import PLAIN_DTYPES, TYPES_BY_NAME, Header, StoredTensor
 
 _HEAD_COUNT_KEY = "wan.attention.head_count"
+_WEIGHT_TYPES = PACKED_TYPES | {n for n, dtype in PLAIN_DTYPES.items() if dtype.is_floating_point}
 _LEAST_BYTES = {"gguf": 24, "safetensors": 10}
 _WRONG_KINDS = (
     (b"version https://git-lfs", "a git-lfs pointer, not the weights. Run `git lfs pull`."),
@@ -42,10 +43,10 @@ _WRONG_KINDS = (
 
 
 class TensorInfo(NamedTuple):
-    """What is known of a tensor without reading it.
+    """Description of a tensor, from the header.
 
     Attributes:
-        name: Name without the wrapper's prefix.
+        name: The model's name, see `names.py`.
         shape: Logical shape, torch order.
         type: Storage type: `"Q4_K"`, `"BF16"`, `"F8_E4M3"` ...
         nbytes: Bytes in the file.
@@ -69,19 +70,19 @@ class WeightsFile:
         path: The file.
         format: `"gguf"` or `"safetensors"`.
         metadata: Values of the header; GGUF arrays are read on access and come as tuples.
-        tensors: Tensors in file order, by name without the wrapper's prefix.
+        tensors: Tensors in file order, by the model's names (`names.py`).
     """
 
     def __init__(
         self, source: Source, header: Header, *, format: Literal["gguf", "safetensors"]
     ) -> None:
-        """Bring names and shapes of a parsed header to the model's own; use `open_weights`."""
+        """Translate the names and shapes of a parsed header; use `open_weights`."""
         self.path = source.path
         self.format = format
         self.metadata = header.metadata
         self._source = source
         self._closed = False
-        names = stripped_names((t.name for t in header.tensors), path=source.path)
+        names = model_names((t.name for t in header.tensors), path=source.path)
         self._stored = {names[t.name]: t for t in header.tensors}
         if format == "gguf":
             check_complete(self._stored, path=source.path)
@@ -125,12 +126,12 @@ class WeightsFile:
         try:
             parsed = json.loads(config) if isinstance(config, str) else None
         except (ValueError, RecursionError):
-            return None  # other tools keep other things under this key
+            return None  # other tools use this key for other content
         model = parsed.get("model") if isinstance(parsed, dict) else None
         return model.get("num_heads") if isinstance(model, dict) else None
 
     def read(self, name: str) -> Tensor:
-        """Read a tensor as it is stored, into memory of its own on the CPU.
+        """Read a tensor as it is stored, into its own memory on the CPU.
 
         Args:
             name: A key of `tensors`.
@@ -148,7 +149,7 @@ class WeightsFile:
             return data.view(PLAIN_DTYPES[stored.type]).reshape(self.tensors[name].shape)
         ggml = TYPES_BY_NAME[stored.type]
         row_len = self.tensors[name].shape[-1]
-        if row_len % ggml.block:  # a converter refolded it into rows that divide
+        if row_len % ggml.block:  # a converter folded it into rows that divide
             row_len = ggml.block
         return data.reshape(-1, row_len // ggml.block * ggml.bytes)
 
@@ -163,11 +164,35 @@ class WeightsFile:
             The weights in their logical shape, on the CPU.
 
         Raises:
-            GGUFError: If there is no such tensor, or the file has changed since it was opened.
+            GGUFError: If there is no such tensor, it holds no weights, or the file has changed
+                since it was opened.
         """
-        packed = self.read(name)
+        info = self.weight_info(name)
+        return dequantize(self.read(name), info.type, info.shape, dtype)
+
+    def weights(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+        """Read and decode every tensor that holds weights; whole numbers are left out."""
+        return {
+            name: self.dequantize(name, dtype)
+            for name, info in self.tensors.items()
+            if info.type in _WEIGHT_TYPES
+        }
+
+    def weight_info(self, name: str) -> TensorInfo:
+        """Describe a tensor that must hold weights: packed, or floating-point numbers.
+
+        Raises:
+            GGUFError: If there is no such tensor, or it holds whole numbers.
+        """
+        self._find(name)
         info = self.tensors[name]
-        return dequantize(packed, info.type, info.shape, dtype)
+        if info.type not in _WEIGHT_TYPES:
+            raise self._source.error(
+                f"tensor {name!r} holds {info.type} numbers; floating-point or quantised weights "
+                "are needed. Get another file of this model.",
+                tensor=name,
+            )
+        return info
 
     def close(self) -> None:
         """Refuse further reads; the file itself is open only during a read."""
@@ -219,7 +244,7 @@ def open_weights(path: str | Path) -> WeightsFile:
 
 
 def _kind(source: Source) -> Literal["gguf", "safetensors"]:
-    """Tell the two kinds apart, and name what else people have called .gguf."""
+    """Tell the two formats apart, and name other content that is often found in such files."""
     head = source.read(0, min(source.size, 64))
     if not head:
         raise source.error("the file is empty: the download failed. Download it again.")

@@ -5,11 +5,11 @@ integers:
 
     y = s_x s_w (round(x / s_x) . round(w / s_w)) + bias
 
-The output of a layer is off by about 1.3 % where its numbers are spread as a normal distribution
-is; by more where few channels stand out, for the largest of a row sets its scale.
+The relative error of a layer is about 1.3 % for normally distributed values, and larger where a
+few channels are outliers, because the largest value of a row sets its scale.
 
-On Hopper the product is `kernels/int8_product.py`; elsewhere it is `torch._int_mm`, which CUDA
-cards from Turing on and CPUs have.
+On Hopper `kernels/int8_product.py` multiplies; elsewhere `torch._int_mm`, which runs on CPUs and on
+CUDA cards from Turing on.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from .dequant import triton_kernels
 
 LARGEST = 127
 LEAST_ROWS = 1024
-"""Sequences of fewer rows stay exact: the layers of time, text, photo and voices, where nothing
-would be gained."""
+"""Shorter sequences stay exact: the layers of time, text, photo and voices, where int8 gains
+nothing."""
 _ROWS_AT_ONCE = 2048
-"""So many rows are worked on at once where no kernel does it: what lies in between is float32."""
+"""Rows per chunk where no kernel runs; bounds the float32 scratch."""
 
 _HOPPER = 9  # major compute capability
-_LEAST = 1e-12  # of a row of zeros, whose scale must not be 0
+_LEAST = 1e-12  # so that the scale of a row of zeros is not 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Int8Rows:
-    """A tensor `(..., K)` whose rows are rounded.
+    """A tensor `(..., K)` quantised by rows; used in place of a tensor.
 
     Attributes:
         values: int8, `(..., K)`.
-        scale: Of each row, `(..., 1)` float32.
-        dtype: What the tensor was in, and what a product with it gives.
+        scale: Scale of each row, `(..., 1)` float32.
+        dtype: Dtype of the tensor, and of a product with it.
     """
 
     values: Tensor
@@ -58,7 +58,7 @@ class Int8Rows:
 
     @property
     def device(self) -> torch.device:
-        """Where it lies."""
+        """Device of the values."""
         return self.values.device
 
 
@@ -70,16 +70,17 @@ def multiplies_int8(device: torch.device) -> bool:
 
 
 def takes(x: Tensor) -> bool:
-    """Tell whether a tensor `(..., N, K)` is to be rounded: it has many rows, and is not float32.
+    """Tell whether a tensor `(..., N, K)` is quantised: it has many rows and is not float32.
 
-    A model asks for float32 where it needs it. The number of entries of a batch decides nothing.
+    A model uses float32 where it needs the precision. Rows are counted per sequence, independent
+    of the batch size.
     """
     long = x.ndim > 1 and x.shape[-2] >= LEAST_ROWS
     return long and x.dtype != torch.float32 and x.shape[-1] % 16 == 0
 
 
 def quantize_rows(x: Tensor) -> Int8Rows:
-    """Round `(..., K)`; the largest number of each row becomes 127."""
+    """Quantise `(..., K)`; the largest value of each row becomes 127."""
     if (kernels := triton_kernels("int8", x)) is not None:
         values, scale = kernels.quantize_rows(x)
         return Int8Rows(values, scale, x.dtype)
@@ -87,7 +88,7 @@ def quantize_rows(x: Tensor) -> Int8Rows:
 
 
 def int8_linear(x: Int8Rows, weight: Int8Rows, bias: Tensor | None) -> Tensor:
-    """Apply a linear layer `(N, K)` to `(..., K)`; gives `(..., N)` in the dtype of `x`."""
+    """Apply a linear layer `(N, K)` to `(..., K)`; returns `(..., N)` in the dtype of `x`."""
     rows, scale = x.values.flatten(0, -2), x.scale.flatten(0, -2)
     kernels = triton_kernels("int8_product", rows) if _suits_hopper(x, weight) else None
     if kernels is not None:
@@ -102,8 +103,8 @@ def int8_linear(x: Int8Rows, weight: Int8Rows, bias: Tensor | None) -> Tensor:
 
 
 def _suits_hopper(x: Int8Rows, weight: Int8Rows) -> bool:
-    """Tell whether `kernels/int8_product.py` multiplies these."""
-    compiling = torch.compiler.is_compiling()  # which neither sees into the kernel nor needs it
+    """Tell whether `kernels/int8_product.py` can multiply these."""
+    compiling = torch.compiler.is_compiling()  # the compiler cannot trace the kernel
     if compiling or not x.values.is_cuda or torch.version.hip is not None:
         return False
     outputs, inputs = weight.shape
@@ -116,7 +117,7 @@ def _suits_hopper(x: Int8Rows, weight: Int8Rows) -> bool:
 
 @functools.cache
 def knows_gluon() -> bool:
-    """Tell whether this Triton has the Gluon of that kernel; it may change with every version."""
+    """Tell whether this Triton has the Gluon that the kernel needs, which changes by version."""
     try:
         major, minor, *_ = importlib.metadata.version("triton").split(".")
     except importlib.metadata.PackageNotFoundError:
@@ -125,16 +126,16 @@ def knows_gluon() -> bool:
 
 
 class Int8Feed:
-    """Gives int8 layers their input, rounded in the same pass that makes it."""
+    """Computes the input of int8 layers and quantises it in the same pass."""
 
     @staticmethod
     def takes(x: Tensor) -> bool:
-        """Tell whether what is made of `x` is rounded."""
+        """Tell whether a result computed from `x` is quantised."""
         return takes(x)
 
     @staticmethod
     def normalize(x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Int8Rows:
-        """Round `layer_norm(x) * gain + shift` of tokens `(B, N, D)`; see core's `elementwise`."""
+        """Quantise `layer_norm(x) * gain + shift` of `(B, N, D)`; see core's `elementwise`."""
         if (kernels := triton_kernels("int8", x)) is not None:
             values, scale = kernels.normalize_rows(x, gain=gain, shift=shift, eps=eps)
             return Int8Rows(values, scale, x.dtype)
@@ -147,7 +148,7 @@ class Int8Feed:
 
     @staticmethod
     def gelu(x: Tensor) -> Int8Rows:
-        """Round the tanh approximation of GELU of `(..., K)`."""
+        """Quantise the tanh approximation of GELU of `(..., K)`."""
         if (kernels := triton_kernels("int8", x)) is not None:
             values, scale = kernels.gelu_rows(x)
             return Int8Rows(values, scale, x.dtype)
@@ -155,7 +156,7 @@ class Int8Feed:
 
 
 def _round(x: Tensor, make: Callable[[Tensor], Tensor]) -> Int8Rows:
-    """Round what `make` makes of `(..., N, K)` in float32."""
+    """Apply `make` to `(..., N, K)` in float32 and quantise the result."""
     values = torch.empty_like(x, dtype=torch.int8)
     scale = torch.empty(*x.shape[:-1], 1, dtype=torch.float32, device=x.device)
     for part in _parts(x.shape[-2], entries=x[..., 0, 0].numel()):
@@ -167,6 +168,6 @@ def _round(x: Tensor, make: Callable[[Tensor], Tensor]) -> Int8Rows:
 
 
 def _parts(num_rows: int, *, entries: int = 1) -> Iterator[slice]:
-    """Divide the rows of each entry evenly: CUDA multiplies no fewer than 17."""
+    """Split the rows of each entry evenly: `torch._int_mm` on CUDA needs at least 17 rows."""
     step = math.ceil(num_rows / math.ceil(entries * num_rows / _ROWS_AT_ONCE))
     return (slice(start, start + step) for start in range(0, num_rows, step))

@@ -1,7 +1,7 @@
 """Fill a model with the tensors of weights files, one at a time.
 
 The model was built on the "meta" device, so the only memory taken is that of its weights: packed
-bytes stay packed in `GGUFLinear` layers and are decoded at load everywhere else.
+bytes stay packed in `GGUFLinear` layers; all other tensors are decoded when they are loaded.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _locate(expected: Mapping[str, Tensor], files: Sequence[WeightsFile]) -> dic
 def _load_linear(
     layer: GGUFLinear, file: WeightsFile, name: str, *, dtype: torch.dtype | None
 ) -> None:
-    info = file.tensors[name]
+    info = file.weight_info(name)
     shape = (layer.out_features, layer.in_features)
     reconcile_shape(info.shape, shape, name=name, path=file.path)
     if info.type not in PACKED_TYPES:

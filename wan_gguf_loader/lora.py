@@ -1,13 +1,16 @@
 """LoRA files on a loaded model: factors beside the packed bytes, which stay as they are.
 
-Key forms: PEFT and diffusers (`lora_A`, `lora_B`), Kohya (`lora_unet_*`, `lora_down`, `lora_up`,
-`alpha`) and whole differences (`diff`, `diff_b`, and `diff_m` of lightx2v for modulation). Layers
-that hold no packed bytes (norms, convolutions, biases, modulation) are changed in place.
+Key forms: PEFT (`lora_A`, `lora_B`), diffusers (`lora.up`, `lora.down`, and its own layer names),
+Kohya (`lora_unet_*`, `lora_down`, `lora_up`, `alpha`) and whole differences (`diff`, `diff_b`, and
+`diff_m` of lightx2v for modulation). Layers without packed bytes (norms, convolutions, biases,
+modulation) are changed in place. Keys of other parts, such as a text encoder, are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +21,8 @@ from .errors import GGUFError
 from .files import WeightsFile
 from .ops import GGUFLinear
 
+_log = logging.getLogger(__name__)
+
 _PREFIXES = ("base_model.model.", "model.", "diffusion_model.", "transformer.", "net.")
 _KOHYA = "lora_unet_"
 _ROLES = {
@@ -27,18 +32,33 @@ _ROLES = {
     ".lora_B.weight": "up",
     ".lora_B.default.weight": "up",
     ".lora_up.weight": "up",
+    ".lora.down.weight": "down",
+    ".lora.up.weight": "up",
     ".alpha": "alpha",
     ".diff": "weight",
     ".diff_b": "bias",
     ".diff_m": "modulation",
 }
+_DIFFUSERS = tuple(
+    (re.compile(rf"^(blocks\.\d+)\.{theirs}$"), rf"\1.{ours}")
+    for theirs, ours in (
+        (r"attn1\.to_([qkv])", r"self_attn.\2"),
+        (r"attn1\.to_out\.0", "self_attn.o"),
+        (r"attn2\.to_([qkv])", r"cross_attn.\2"),
+        (r"attn2\.to_out\.0", "cross_attn.o"),
+        (r"attn2\.add_([kv])_proj", r"cross_attn.\2_img"),
+        (r"ffn\.net\.0\.proj", "ffn.0"),
+        (r"ffn\.net\.2", "ffn.2"),
+    )
+)
+"""Layer names of diffusers' Wan transformer to upstream's."""
 _LOW_RANK: tuple[str, ...] = ("up", "down", "alpha")
 _SHOWN = 10
 
 
 @dataclass
 class _Layer:
-    """What a file holds for one layer: role to tensor name in the file."""
+    """The tensors of one layer: role to name in the file."""
 
     roles: dict[str, str] = field(default_factory=dict)
 
@@ -56,7 +76,8 @@ class _Change:
 def apply_lora(model: nn.Module, file: WeightsFile, strength: float) -> int:
     """Add a LoRA to a loaded model; several calls add up.
 
-    Nothing is changed unless the whole file fits.
+    Nothing is changed unless everything that the file holds for this model fits. Tensors of other
+    parts are left out with one warning.
 
     Args:
         model: A model whose weights are loaded.
@@ -64,11 +85,11 @@ def apply_lora(model: nn.Module, file: WeightsFile, strength: float) -> int:
         strength: Factor on the whole file; 0 changes nothing, 1 is as it was trained.
 
     Returns:
-        Number of layers the file names.
+        Number of layers that are changed.
 
     Raises:
-        GGUFError: If tensors of the file match no layer of the model, lack their other half, or
-            have another shape.
+        GGUFError: If tensors for this model match none of its layers, lack their other half, or
+            have another shape or type.
     """
     layers = _match(model, file)
     changes = [
@@ -81,22 +102,32 @@ def apply_lora(model: nn.Module, file: WeightsFile, strength: float) -> int:
 
 
 def _match(model: nn.Module, file: WeightsFile) -> dict[str, _Layer]:
-    """Sort the file's tensors by the layer they belong to."""
+    """Group the file's tensors by layer."""
+    parts = {path for path, _ in model.named_children()}
     modules = {path for path, _ in model.named_modules() if path}
     by_kohya = {path.replace(".", "_"): path for path in modules}
     layers: dict[str, _Layer] = {}
-    unmatched = []
+    unmatched: list[str] = []
+    others: list[str] = []
     for name in file.tensors:
         stem, role = _split(name)
         path = by_kohya.get(stem.removeprefix(_KOHYA), "") if stem.startswith(_KOHYA) else stem
-        if role is None or path not in modules:
-            unmatched.append(name)
+        if role is not None and path in modules:
+            roles = layers.setdefault(path, _Layer()).roles
+            if role in roles:
+                raise GGUFError(
+                    f"{roles[role]!r} and {name!r} are the same part of one layer. Use a LoRA "
+                    "with one of the two.",
+                    path=file.path,
+                    tensor=name,
+                )
+            roles[role] = name
         else:
-            layers.setdefault(path, _Layer()).roles[role] = name
+            (unmatched if _names_a_part(stem, parts) else others).append(name)
     if not layers:
         raise GGUFError(
             f"this is not a LoRA for this model: none of its {len(file.tensors)} tensors names a "
-            f"layer with a LoRA key ({_first(unmatched)}).",
+            f"layer with a LoRA key ({_first([*unmatched, *others])}).",
             path=file.path,
         )
     if unmatched:
@@ -105,7 +136,18 @@ def _match(model: nn.Module, file: WeightsFile) -> dict[str, _Layer]:
             f"the model: {_first(unmatched)}. Use a LoRA made for this Wan model.",
             path=file.path,
         )
+    if others:
+        _log.warning(
+            "%s: %d of the %d tensors of this LoRA belong to other parts than the transformer and "
+            "are left out: %s",
+            file.path.name, len(others), len(file.tensors), _first(others),
+        )  # fmt: skip
     return layers
+
+
+def _names_a_part(stem: str, parts: Collection[str]) -> bool:
+    """Tell whether a layer's name starts with a part of the model."""
+    return any(stem == part or stem.startswith((f"{part}.", f"{_KOHYA}{part}_")) for part in parts)
 
 
 def _split(name: str) -> tuple[str, str | None]:
@@ -115,7 +157,12 @@ def _split(name: str) -> tuple[str, str | None]:
         prefix = next((p for p in _PREFIXES if name.startswith(p)), "")
         name, stripped = name[len(prefix) :], bool(prefix)
     suffix = next((s for s in sorted(_ROLES, key=len, reverse=True) if name.endswith(s)), None)
-    return (name, None) if suffix is None else (name.removesuffix(suffix), _ROLES[suffix])
+    if suffix is None:
+        return name, None
+    stem = name.removesuffix(suffix)
+    for theirs, ours in _DIFFUSERS:
+        stem = theirs.sub(ours, stem)
+    return stem, _ROLES[suffix]
 
 
 def _changes(model: nn.Module, path: str, layer: _Layer, file: WeightsFile) -> Iterable[_Change]:
@@ -139,14 +186,40 @@ def _low_rank(owner: nn.Module, path: str, names: Mapping[str, str], file: Weigh
             path=file.path,
             tensor=next(iter(names.values())),
         )
-    up, down = _read(file, names["up"]).flatten(1), _read(file, names["down"]).flatten(1)
+    up, down = _factor(file, names["up"]), _factor(file, names["down"])
     expected = _shape(owner, "weight")
     flat = (expected[0], torch.Size(expected[1:]).numel()) if expected else ()
     product = (up.shape[0], down.shape[1]) if up.shape[1] == down.shape[0] else ()
     _check(product, flat, name=names["up"], file=file)
     rank = down.shape[0]
-    alpha = float(_read(file, names["alpha"]).float()) if "alpha" in names else float(rank)
+    alpha = _number(file, names["alpha"]) if "alpha" in names else float(rank)
     return _Change(owner, "weight", (up, down), alpha / rank)
+
+
+def _factor(file: WeightsFile, name: str) -> Tensor:
+    """Read a factor as a matrix; those of a convolution have more dimensions."""
+    tensor = _read(file, name)
+    if tensor.ndim < 2 or 0 in tensor.shape:
+        raise GGUFError(
+            f"{name!r} has the shape {list(tensor.shape)}; a LoRA factor needs 2 dimensions or "
+            "more, none of them 0. Download the file again, or take another LoRA.",
+            path=file.path,
+            tensor=name,
+        )
+    return tensor.flatten(1)
+
+
+def _number(file: WeightsFile, name: str) -> float:
+    """Read a tensor of one number, of any type."""
+    tensor = file.read(name)
+    if tensor.numel() != 1 or file.tensors[name].type in PACKED_TYPES:
+        raise GGUFError(
+            f"{name!r} has the shape {list(file.tensors[name].shape)}; the alpha of a LoRA layer "
+            "is one number. Download the file again, or take another LoRA.",
+            path=file.path,
+            tensor=name,
+        )
+    return float(tensor.double())
 
 
 def _check(
@@ -170,9 +243,8 @@ def _shape(owner: nn.Module, leaf: str) -> tuple[int, ...]:
 
 
 def _read(file: WeightsFile, name: str) -> Tensor:
-    if file.tensors[name].type in PACKED_TYPES:
-        return file.dequantize(name)
-    return file.read(name)
+    packed = file.weight_info(name).type in PACKED_TYPES
+    return file.dequantize(name) if packed else file.read(name)
 
 
 def _apply(change: _Change, strength: float) -> None:

@@ -1,4 +1,4 @@
-"""The metadata of a GGUF file, and the cursor that walks a header without believing it."""
+"""The metadata of a GGUF file, and a cursor that checks every length before it reads."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIifBQqd", strict=T
 """struct codes of the number types of the metadata, by their id."""
 
 MAX_STRING = 16 << 20
-_MAX_ARRAY_BYTES = 256 << 20  # of an array somebody asks for
+_MAX_ARRAY_BYTES = 256 << 20  # of an array that is read
 _MAX_HEADER = 64 << 20  # bytes looked at, skipped arrays of numbers not counted
 _WINDOW = 1 << 18
 
 
 class StoredArray(NamedTuple):
-    """Where an array of the metadata lies; its values are read on access."""
+    """Position of an array of the metadata; its values are read on access."""
 
     element: int
     length: int

@@ -2,12 +2,14 @@
 
 Shape traps of files in the wild: llama.cpp's C tools carry four dimensions at most and drop leading
 ones, so `patch_embedding.weight` arrives folded or not at all and `modulation` loses its
-first dimension. Only these are undone; nothing else is ever reshaped.
+first dimension. Only these are undone; nothing else is ever reshaped. Its names of a UMT5 encoder's
+tensors become those of `transformers`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -19,10 +21,27 @@ _COMMON_PREFIXES = ("model.", "net.")
 _PATCH = "patch_embedding.weight"
 _PATCH_BIAS = "patch_embedding.bias"
 
+_LLAMA_MARK = "enc.blk."
+_LLAMA_NAMES = (
+    (r"^token_embd\.", "shared."),
+    (r"^enc\.output_norm\.", "encoder.final_layer_norm."),
+    (r"^enc\.blk\.(\d+)\.attn_norm\.", r"encoder.block.\1.layer.0.layer_norm."),
+    (
+        r"^enc\.blk\.(\d+)\.attn_rel_b\.",
+        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.",
+    ),
+    (r"^enc\.blk\.(\d+)\.attn_([qkvo])\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
+    (r"^enc\.blk\.(\d+)\.ffn_norm\.", r"encoder.block.\1.layer.1.layer_norm."),
+    (r"^enc\.blk\.(\d+)\.ffn_gate\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+    (r"^enc\.blk\.(\d+)\.ffn_up\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+    (r"^enc\.blk\.(\d+)\.ffn_down\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+)
 
-def stripped_names(names: Iterable[str], *, path: Path | None = None) -> dict[str, str]:
-    """Map the names of a file to the names without the wrapper's prefix.
 
+def model_names(names: Iterable[str], *, path: Path | None = None) -> dict[str, str]:
+    """Map the names of a file to the model's own.
+
+    The wrapper's prefix is dropped, and llama.cpp's names of a T5 encoder are translated.
     `model.diffusion_model.` and `diffusion_model.` mark the diffusion model wherever they occur;
     `model.` and `net.` mean a wrapper only when every tensor carries them.
 
@@ -31,7 +50,7 @@ def stripped_names(names: Iterable[str], *, path: Path | None = None) -> dict[st
         path: The file, for the error.
 
     Returns:
-        Stripped name of each name, in the same order.
+        The model's name of each name, in the same order.
 
     Raises:
         GGUFError: If two names become one.
@@ -41,6 +60,8 @@ def stripped_names(names: Iterable[str], *, path: Path | None = None) -> dict[st
     if not prefix and names:
         prefix = next((p for p in _COMMON_PREFIXES if all(n.startswith(p) for n in names)), "")
     result = {name: name.removeprefix(prefix) or name for name in names}
+    if any(name.startswith(_LLAMA_MARK) for name in names):
+        result = {name: _translated(name) for name in names}
     owner: dict[str, str] = {}
     for name, short in result.items():
         if short in owner:
@@ -54,11 +75,20 @@ def stripped_names(names: Iterable[str], *, path: Path | None = None) -> dict[st
     return result
 
 
+def _translated(name: str) -> str:
+    """Give `transformers`' name of one of llama.cpp's; others stay as they are."""
+    for pattern, replacement in _LLAMA_NAMES:
+        name, count = re.subn(pattern, replacement, name)
+        if count:
+            break
+    return name
+
+
 def logical_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Undo the shape traps of Wan tensors.
 
     Args:
-        shapes: Stripped names and stored shapes, torch order.
+        shapes: The model's names and the stored shapes, torch order.
 
     Returns:
         The shapes upstream's checkpoint has; names that are not affected keep theirs.
@@ -68,9 +98,9 @@ def logical_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int
         is_table = name == "modulation" or name.endswith((".modulation", "img_emb.emb_pos"))
         if is_table and len(shape) == 2:
             result[name] = (1, *shape)
-    dim = shapes.get(_PATCH_BIAS, (0,))[0]
-    patch = shapes.get(_PATCH, ())
-    if len(patch) == 4 and dim:
+    bias, patch = shapes.get(_PATCH_BIAS, ()), shapes.get(_PATCH, ())
+    if len(patch) == 4 and len(bias) == 1 and bias[0]:
+        dim = bias[0]
         if patch[0] == dim:  # (D, C, 2, 2): the kernel's single frame was dropped
             result[_PATCH] = (*patch[:2], 1, *patch[2:])
         elif patch[0] % dim == 0:  # (D * C, 1, 2, 2)

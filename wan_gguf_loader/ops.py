@@ -1,8 +1,8 @@
-"""Linear layers that hold GGUF bytes: packed at rest, decoded in forward.
+"""Linear layers over GGUF bytes: stored packed, decoded in forward.
 
-The bytes live in a plain uint8 buffer named `weight` (no Tensor subclass, no false shape), the
-logical shape on the layer, options on the load (`gguf_ops(...)`), never on a class. LoRA factors
-stand beside the bytes, those of several files as one pair, and are added to the decoded weight.
+The bytes are a plain uint8 buffer named `weight` (no Tensor subclass, no false shape); the layer
+knows the logical shape; options belong to one load (`gguf_ops(...)`), never to a class. LoRA
+factors are kept beside the bytes, all files as one pair, and are added to the decoded weight.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from .types import GGML_TYPES, PLAIN_DTYPES, TYPES_BY_NAME
 Precision = Literal["exact", "int8"]
 
 _Ready = tuple[Tensor | Int8Rows, Tensor | None]
-"""Weight and bias as a product takes them."""
+"""Weight and bias in the form that the matrix product takes."""
 
 _NAMES = {dtype: name for name, dtype in PLAIN_DTYPES.items()}
 
 
 class LowRank(nn.Module):
-    """The changes of a layer's weight by LoRA files: `up @ (scale * down)`, one pair for all.
+    """The low-rank changes of a layer's weight: `up @ (scale * down)`, one pair for all files.
 
-    The factors stand side by side, so that one matrix product adds them however many files there
-    are. They follow the layer between devices and are no part of its state dict.
+    The factors of all files are concatenated, so that one matrix product adds them. They move
+    between devices with the layer and are not part of its state dict.
 
     Attributes:
-        up: `(out, rank)`, the ranks of all files in a row.
+        up: `(out, rank)`, the ranks of all files concatenated.
         down: `(rank, in)`.
-        scale: Of each rank, `(rank,)` float32.
+        scale: Factor of each rank, `(rank,)` float32.
     """
 
     up: Tensor
@@ -46,14 +46,14 @@ class LowRank(nn.Module):
     scale: Tensor
 
     def __init__(self, up: Tensor, down: Tensor, scale: Tensor) -> None:
-        """Keep the factors in the dtypes they have."""
+        """Store the factors in their own dtypes."""
         super().__init__()
         self.register_buffer("up", up, persistent=False)
         self.register_buffer("down", down, persistent=False)
         self.register_buffer("scale", scale, persistent=False)
 
     def joined(self, other: LowRank) -> LowRank:
-        """Give both changes as one."""
+        """Combine two changes into one."""
         return LowRank(
             _join((self.up, other.up), dim=1),
             _join((self.down, other.down), dim=0),
@@ -61,14 +61,14 @@ class LowRank(nn.Module):
         )
 
     def add_to(self, weight: Tensor) -> Tensor:
-        """Add the change to a weight `(out, in)`, which is overwritten, and give it."""
+        """Add the change to a weight `(out, in)` in place and return it."""
         device = weight.device
         down = self.down.to(device).float() * self.scale.to(device).unsqueeze(1)
         return weight.addmm_(self.up.to(device, weight.dtype), down.to(weight.dtype))
 
 
 def _join(tensors: tuple[Tensor, Tensor], *, dim: int) -> Tensor:
-    """Concatenate on the first one's device, in a dtype that holds both."""
+    """Concatenate on the first tensor's device, in a dtype wide enough for both."""
     dtype = torch.promote_types(tensors[0].dtype, tensors[1].dtype)
     return torch.cat([tensor.to(tensors[0].device, dtype) for tensor in tensors], dim=dim)
 
@@ -82,10 +82,9 @@ class GGUFLinear(nn.Module):
         weight: Packed rows, uint8 `(out_features, row_bytes)`, or a plain tensor
             `(out_features, in_features)` of the stored dtype.
         bias: `(out_features,)` or None.
-        compute_dtype: What forward computes in; None follows the input.
-        precision: How forward multiplies; `"int8"` holds for inputs of many rows.
+        precision: How forward multiplies; `"int8"` applies to inputs of many rows.
         low_rank: LoRA changes of the weight.
-        difference: Changes of the weight by files that hold them whole, `(out, in)`.
+        difference: Full-rank changes of the weight, `(out, in)`.
     """
 
     weight: Tensor
@@ -100,14 +99,12 @@ class GGUFLinear(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        compute_dtype: torch.dtype | None = None,
         precision: Precision = "exact",
     ) -> None:
-        """Build the layer with zeros, to be filled by `store_weight` or `load_state_dict`."""
+        """Build the layer with zeros; `store_weight` or `load_state_dict` fills it."""
         super().__init__()
         self.in_features = in_features
         self.out_features = out_features
-        self.compute_dtype = compute_dtype
         self.precision = precision
         self._packed_type: str | None = None
         zeros = torch.zeros(out_features, in_features, device=device, dtype=dtype)
@@ -125,16 +122,16 @@ class GGUFLinear(nn.Module):
 
     @property
     def is_packed(self) -> bool:
-        """Whether the weight is held as packed bytes."""
+        """Whether the weight is stored as packed bytes."""
         return self._packed_type is not None
 
     def store_weight(self, weight: Tensor, type: str) -> None:
-        """Take over a weight as it was read.
+        """Store a weight as it was read, without a copy.
 
         Args:
             weight: Packed rows `(out_features, row_bytes)` in uint8, or plain values
                 `(out_features, in_features)` of any floating-point dtype.
-            type: Its storage type in the file; every plain type means plain values.
+            type: Its storage type in the file; plain types mean plain values.
 
         Raises:
             GGUFError: If the tensor is not of the layer's shape.
@@ -151,12 +148,12 @@ class GGUFLinear(nn.Module):
         self.weight = weight
 
     def change_weight(self, *factors: Tensor, scale: float) -> None:
-        """Add a change to those the layer has; the stored weight stays as it is.
+        """Add a change to the layer; the stored weight is not modified.
 
         Args:
             *factors: `(difference,)` of the weight's shape, or `(up, down)` as `(out, rank)` and
                 `(rank, in)`.
-            scale: Factor on the change.
+            scale: Factor of the change.
         """
         if len(factors) == 1:
             added = factors[0].float() * scale
@@ -196,44 +193,41 @@ class GGUFLinear(nn.Module):
         return weight.to(dtype)
 
     def hold(self) -> None:
-        """Keep the decoded weight of the next `forward` for those after it, until `release`."""
+        """Cache the decoded weight from the next `forward` until `release`."""
         self._holds = True
 
     def release(self) -> None:
-        """Drop the decoded weight that was kept."""
+        """Drop the cached weight."""
         self._holds, self._held = False, None
 
     def forward(self, x: Tensor | Int8Rows) -> Tensor:
         """Apply the layer to `(..., in_features)`; the result has the input's dtype.
 
-        An int8 layer also takes what `GGUFOps.feed` has rounded.
+        An int8 layer also takes rows that `GGUFOps.feed` has quantised.
         """
-        dtype = self.compute_dtype if self.is_packed and self.compute_dtype else x.dtype
         ready = self.held_for(x)
         if ready is None:
-            weight = self.dequantized_weight(dtype, x.device)
-            bias = None if self.bias is None else self.bias.to(device=x.device, dtype=dtype)
+            weight = self.dequantized_weight(x.dtype, x.device)
+            bias = None if self.bias is None else self.bias.to(device=x.device, dtype=x.dtype)
             ready = self.rounded(weight, x), bias
         if self._holds:
             self._held = ready
-        if isinstance(x, Int8Rows) or x.dtype == dtype:
-            return self.multiply(x, *ready)
-        return self.multiply(x.to(dtype), *ready).to(x.dtype)
+        return self.multiply(x, *ready)
 
     def held_for(self, x: Tensor | Int8Rows) -> _Ready | None:
-        """Give the weight and bias that were kept, if they are in the form that `x` asks for."""
+        """Give the cached weight and bias if their form fits `x`, else None."""
         if self._held is None or isinstance(self._held[0], Int8Rows) != self._in_int8(x):
             return None
         return self._held
 
     def rounded(self, weight: Tensor, x: Tensor | Int8Rows) -> Tensor | Int8Rows:
-        """Give a decoded weight as the product with `x` takes it."""
+        """Quantise a decoded weight if the product with `x` is in int8."""
         return quantize_rows(weight) if self._in_int8(x) else weight
 
     def multiply(
         self, x: Tensor | Int8Rows, weight: Tensor | Int8Rows, bias: Tensor | None
     ) -> Tensor:
-        """Apply the layer with a weight made ready by `rounded`."""
+        """Apply the layer with a weight from `rounded`."""
         if isinstance(weight, Int8Rows):
             return int8_linear(x if isinstance(x, Int8Rows) else quantize_rows(x), weight, bias)
         assert isinstance(x, Tensor)
@@ -282,7 +276,7 @@ class GGUFLinear(nn.Module):
         if type_key in state_dict and packed_type not in PACKED_TYPES:
             error_msgs.append(f"{type_key} is {int(state_dict[type_key])}, no packed GGML type.")
         elif incoming is not None and tuple(incoming.shape) == self._stored_shape(packed_type):
-            # Make room of the incoming kind; any other shape torch reports as a mismatch.
+            # Allocate the incoming type; torch reports any other shape as a mismatch.
             self._packed_type = packed_type
             self.weight = torch.empty_like(incoming, device=self.weight.device)
         super()._load_from_state_dict(
@@ -294,16 +288,14 @@ class GGUFLinear(nn.Module):
 
 @dataclass(frozen=True)
 class GGUFOps:
-    """Layer classes of one load, for models that are built as `ops.Linear(...)`.
+    """Layer classes of one load, for models built with `ops.Linear(...)`.
 
     Attributes:
-        dtype: Compute dtype of its layers; None follows each layer's input.
         precision: `"exact"`, or `"int8"` for products in int8; see `int8.py`.
         layer: The class of its layers.
     """
 
     layer: ClassVar[type[GGUFLinear]] = GGUFLinear
-    dtype: torch.dtype | None = None
     precision: Precision = "exact"
 
     def Linear(  # noqa: N802  (named as torch.nn names it)
@@ -321,40 +313,37 @@ class GGUFOps:
             bias,
             device,
             dtype,
-            compute_dtype=self.dtype,
             precision=self.precision,
         )
 
     @property
     def feed(self) -> Int8Feed | None:
-        """Give what rounds the input of its layers, if they take it rounded."""
+        """Give the maker of int8 inputs; None if the layers compute exactly."""
         return Int8Feed() if self.precision == "int8" else None
 
     @staticmethod
     def hold(layers: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Keep the decoded weights of all layers inside `layers` while the context lasts."""
+        """Cache the decoded weights of all layers inside `layers` for the context."""
         return hold(layers)
 
 
 @contextlib.contextmanager
 def hold(layers: nn.Module) -> Iterator[None]:
-    """Keep the decoded weights of all `GGUFLinear` inside `layers` while the context lasts."""
-    held = [module for module in layers.modules() if isinstance(module, GGUFLinear)]
-    for layer in held:
+    """Cache the decoded weights of all `GGUFLinear` inside `layers` for the context."""
+    linears = [module for module in layers.modules() if isinstance(module, GGUFLinear)]
+    for layer in linears:
         layer.hold()
     try:
         yield
     finally:
-        for layer in held:
+        for layer in linears:
             layer.release()
 
 
-def gguf_ops(*, dtype: torch.dtype | None = None, precision: Precision = "exact") -> GGUFOps:
+def gguf_ops(*, precision: Precision = "exact") -> GGUFOps:
     """Make the layer classes of one load.
 
     Args:
-        dtype: What the layers compute in; None follows each layer's input.
-        precision: `"int8"` multiplies in int8 wherever a layer is given many rows: faster, and
-            less exact.
+        precision: `"int8"` multiplies inputs of many rows in int8: faster, and less exact.
     """
-    return GGUFOps(dtype=dtype, precision=precision)
+    return GGUFOps(precision=precision)

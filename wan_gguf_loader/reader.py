@@ -1,9 +1,9 @@
 """GGUF v2/v3 headers, own parser.
 
-No number in the file is believed: a count or length is compared with the bytes that are left before
-anything is read, looped over or allocated, in Python integers (the format's 64-bit fields wrap in C
-readers). Arrays are skipped and read when somebody asks for them: tokenizer vocabularies run to a
-million elements. Format: ggml `docs/gguf.md`; dimensions are stored fastest first.
+No number in the file is trusted: each count or length is compared with the remaining bytes before
+anything is read, looped over or allocated, in Python integers (64-bit fields wrap in C readers).
+Arrays are skipped and read on access: tokenizer vocabularies have up to a million elements. Format:
+ggml `docs/gguf.md`; dimensions are stored fastest first.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def _type_problem(raw: _RawTensor) -> str:
 
 
 def _check_extents(tensors: tuple[StoredTensor, ...], source: Source, *, data_start: int) -> None:
-    """Refuse double names and overlapping bytes; bytes nobody owns are only worth a warning."""
+    """Refuse duplicate names and overlapping bytes; warn of bytes that belong to no tensor."""
     seen: set[str] = set()
     for tensor in tensors:
         if tensor.name in seen:
@@ -232,7 +232,7 @@ def _check_extents(tensors: tuple[StoredTensor, ...], source: Source, *, data_st
 
 
 def _with_orig_shape(tensor: StoredTensor, metadata: Metadata, source: Source) -> StoredTensor:
-    """Give back the shape a converter noted before it refolded the tensor."""
+    """Restore the shape that a converter noted before it folded the tensor."""
     key = ORIG_SHAPE_KEY + tensor.name
     if key not in metadata:
         return tensor

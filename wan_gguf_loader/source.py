@@ -1,8 +1,8 @@
 """A file on disk that may be cut short or replaced at any moment.
 
-Bytes are read, never mapped: a mapped file that shrinks kills the process (SIGBUS), a read comes up
-short. The file is open only during a read; size, modification time and inode must be those of the
-first look.
+Bytes are read, never mapped: a mapped file that shrinks kills the process (SIGBUS), a read only
+returns fewer bytes. The file is open only during a read; its size, modification time and inode must
+not change after the first look.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Storage types of weights files and what the header parsers hand to `files.py`.
+"""Storage types of weights files, and the parsed header that `files.py` takes.
 
 Names and ids follow ggml (`ggml.h`) and the safetensors dtype names.
 """
@@ -63,7 +63,7 @@ REMOVED_TYPES = frozenset((4, 5, 31, 32, 33, 36, 37, 38))
 """Ids ggml once used and took out (Q4_2, Q4_3, the interleaved Q4_0 and IQ4_NL forms)."""
 
 UNDECODABLE_TYPES: Mapping[int, str] = {9: "Q8_1", 15: "Q8_K", 41: "Q1_0"}
-"""Types ggml has but nobody outside it decodes; they are not meant for weights files."""
+"""Types that only ggml itself decodes; they are not meant for weights files."""
 
 PLAIN_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -82,7 +82,7 @@ PLAIN_DTYPES: Mapping[str, torch.dtype] = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""Types whose bytes are a torch dtype as they stand."""
+"""Types whose bytes are those of a torch dtype."""
 
 
 class StoredTensor(NamedTuple):

@@ -13,7 +13,7 @@ from ...multitalk_core.model.audio_tokens import (
     join_speakers,
     later_frames,
 )
-from ...multitalk_core.protocols import TorchOps
+from ...multitalk_core.model.layers import TorchOps
 from .golden import GoldenFile, Row, require_rows, row
 
 TOLERANCE = 1e-5

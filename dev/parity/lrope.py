@@ -15,6 +15,7 @@ from ...multitalk_core.config import AudioConfig, ModelConfig
 from ...multitalk_core.geometry import GridSize
 from ...multitalk_core.model.attention import AudioAttention, reference_map
 from ...multitalk_core.model.dit import time_features
+from ...multitalk_core.model.layers import TorchOps
 from ...multitalk_core.model.lrope import (
     audio_positions,
     axis_frequencies,
@@ -24,7 +25,6 @@ from ...multitalk_core.model.lrope import (
     rotate,
     scale_to_range,
 )
-from ...multitalk_core.protocols import TorchOps
 from .dit import ODD_HEAD, POSITION_TOLERANCE, departure, known_row, map_tolerance, upstream_map
 from .golden import GoldenFile, Row, require_rows, row
 

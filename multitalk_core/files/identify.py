@@ -1,9 +1,9 @@
 """What a weights file is, told from the names and shapes of its tensors, never from its file name.
 
 Many files around Wan2.1 share names: adapters of other audio methods, other Wan models, and weights
-in forms that would load as noise. Each is told apart by a key of its own, so that a wrong choice
-becomes one sentence. MultiTalk and InfiniteTalk adapters are alike in every name and shape; which
-one a file is stays the user's choice.
+in forms that would load as noise. Each has a key of its own, so that a wrong choice becomes one
+sentence. MultiTalk and InfiniteTalk adapters have the same names and shapes; the user says which
+one a file is.
 """
 
 from __future__ import annotations
@@ -57,19 +57,26 @@ _WHERE_TO_GET = {
 }
 
 _WHERE_IT_GOES = {
-    FileKind.BASE_I2V: "This file is to be loaded as the base.",
-    FileKind.ADAPTER: "This file is to be loaded as the adapter, on top of a base.",
-    FileKind.MERGED: "This file is to be loaded as the base; it needs no adapter.",
-    FileKind.LORA: "This file is to be loaded as a LoRA.",
-    FileKind.VAE: "This file is to be loaded as the VAE.",
-    FileKind.UMT5: "This file is to be loaded as the text encoder.",
-    FileKind.CLIP_VISION: "This file is to be loaded as the CLIP vision model.",
-    FileKind.WAV2VEC2: "This file is to be loaded as the Wav2Vec2 model.",
+    FileKind.BASE_I2V: "Load this file as the base.",
+    FileKind.ADAPTER: "Load this file as the adapter, on top of a base.",
+    FileKind.MERGED: "Load this file as the base; it needs no adapter.",
+    FileKind.LORA: "Load this file as a LoRA.",
+    FileKind.VAE: "Load this file as the VAE.",
+    FileKind.UMT5: "Load this file as the text encoder.",
+    FileKind.CLIP_VISION: "Load this file as the CLIP vision model.",
+    FileKind.WAV2VEC2: "Load this file as the Wav2Vec2 model.",
 }
 
 _LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora_a.", ".lora_b.")
 _LORA_ENDS = (".diff", ".diff_b", ".lora_A", ".lora_B", ".dora_scale")
 _SCALE_ENDS = (".scale_weight", ".weight_scale", ".weight_scale_2")
+
+_QUERY = "blocks.0.self_attn.q.weight"
+_PATCH = "patch_embedding.weight"
+_AUDIO = "blocks.0.audio_cross_attn.kv_linear.weight"
+_VAE_KEYS = ("decoder.conv1.weight", "decoder.conv_in.weight")  # Wan's own, diffusers'
+_RANKS = {_QUERY: 2, _PATCH: 2, _AUDIO: 2, **dict.fromkeys(_VAE_KEYS, 4)}
+"""Dimensions that `identify` reads of a tensor."""
 
 _LOOKALIKES = {
     "audio_proj.audio_proj_glob_1.layer.weight": "a HuMo model (another audio method)",
@@ -96,7 +103,7 @@ def identify(shapes: Shapes) -> Identity:
     Args:
         shapes: Names, without prefixes such as `model.diffusion_model.`, and logical shapes.
     """
-    for test in (_lora, _unreadable, _lookalike, _transformer, _encoder, _vae):
+    for test in (_lora, _unreadable, _lookalike, _damaged, _transformer, _encoder, _vae):
         if identity := test(shapes):
             return identity
     first = next(iter(shapes), None)
@@ -167,13 +174,25 @@ def _lookalike(shapes: Shapes) -> Identity | None:
     return None
 
 
+def _damaged(shapes: Shapes) -> Identity | None:
+    """Name a tensor of fewer dimensions than what tells the kinds apart needs."""
+    for name, rank in _RANKS.items():
+        shape = shapes.get(name)
+        if shape is not None and len(shape) < rank:
+            return Identity(
+                FileKind.OTHER,
+                f"damaged ('{name}' has the shape {list(shape)}; {rank} dimensions are needed)",
+            )
+    return None
+
+
 def _transformer(shapes: Shapes) -> Identity | None:
-    base = "blocks.0.self_attn.q.weight" in shapes
+    base = _QUERY in shapes
     if not base:
         return _adapter(shapes)
-    width, blocks = shapes["blocks.0.self_attn.q.weight"][0], _num_blocks(shapes)
+    width, blocks = shapes[_QUERY][0], _num_blocks(shapes)
     size = f"{blocks} blocks of width {width}"
-    patch = shapes.get("patch_embedding.weight")
+    patch = shapes.get(_PATCH)
     if patch is None:
         return Identity(
             FileKind.OTHER,
@@ -186,7 +205,7 @@ def _transformer(shapes: Shapes) -> Identity | None:
         return Identity(FileKind.OTHER, f"a Wan model with {patch[1]} input channels ({size})")
     if "img_emb.proj.1.weight" not in shapes:
         return Identity(
-            FileKind.OTHER, f"a Wan2.2 image-to-video base, which sees no CLIP ({size})"
+            FileKind.OTHER, f"a Wan2.2 image-to-video base without CLIP vision ({size})"
         )
     if "img_emb.emb_pos" in shapes:
         return _sized(FileKind.BASE_FLF2V, size)
@@ -194,18 +213,16 @@ def _transformer(shapes: Shapes) -> Identity | None:
 
 
 def _adapter(shapes: Shapes) -> Identity | None:
-    key = "blocks.0.audio_cross_attn.kv_linear.weight"
-    if not has_audio(shapes) or key not in shapes:
+    if not has_audio(shapes) or _AUDIO not in shapes:
         return None
     return _sized(
-        FileKind.ADAPTER, f"for {_num_blocks(shapes)} blocks of width {shapes[key][0] // 2}"
+        FileKind.ADAPTER, f"for {_num_blocks(shapes)} blocks of width {shapes[_AUDIO][0] // 2}"
     )
 
 
 def _encoder(shapes: Shapes) -> Identity | None:
     keys: dict[str, FileKind] = {
         "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight": FileKind.UMT5,
-        "enc.blk.1.attn_rel_b.weight": FileKind.UMT5,
         "vision_model.encoder.layers.0.self_attn.q_proj.weight": FileKind.CLIP_VISION,
         "feature_extractor.conv_layers.0.conv.weight": FileKind.WAV2VEC2,
         "wav2vec2.feature_extractor.conv_layers.0.conv.weight": FileKind.WAV2VEC2,
@@ -221,7 +238,7 @@ def _encoder(shapes: Shapes) -> Identity | None:
 
 
 def _vae(shapes: Shapes) -> Identity | None:
-    for name in ("decoder.conv1.weight", "decoder.conv_in.weight"):
+    for name in _VAE_KEYS:
         shape = shapes.get(name, ())
         if len(shape) == 5 and shape[1] == 16:
             return Identity(FileKind.VAE, FileKind.VAE.value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,11 @@ from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from ..config import FPS
 from ..errors import InputError, WeightsError
+from ..files.identify import Shapes
+from ..files.sizes import check_shapes, shape_of
 from .voices import SAMPLE_RATE
+
+ItemT = TypeVar("ItemT")
 
 _HEAD_DIM = 64
 """Width of an attention head in every published Wav2Vec2."""
@@ -60,30 +64,19 @@ def load_wav2vec2(
     """
     state = _own_names(tensors)
     if config is None:
-        config = wav2vec2_config(tensors, num_heads=num_heads, source=source)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        config = wav2vec2_config(shapes, num_heads=num_heads, source=source)
     with torch.device("meta"):  # no random initialisation, which would take time and random numbers
         model = Wav2Vec2Model(config)
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    if missing:
-        raise WeightsError(
-            f"{source} lacks {len(missing)} Wav2Vec2 weights, the first {missing[0]!r}. Download "
-            "the file again."
-        )
-    for name, tensor in expected.items():
-        if state[name].shape != tensor.shape:
-            raise WeightsError(
-                f"{source}: {name!r} has the shape {tuple(state[name].shape)} where "
-                f"{tuple(tensor.shape)} fits the rest of the file. Download the file again."
-            )
-    model.load_state_dict({name: state[name].float() for name in expected}, assign=True)
+    needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_shapes(given, needed, source=source, what="a Wav2Vec2")
+    model.load_state_dict({name: state[name].float() for name in needed}, assign=True)
     return model.requires_grad_(False).eval()
 
 
-def wav2vec2_config(
-    tensors: Mapping[str, Tensor], *, num_heads: int | None, source: str
-) -> Wav2Vec2Config:
-    """Derive the sizes of a Wav2Vec2 from its weights' shapes.
+def wav2vec2_config(shapes: Shapes, *, num_heads: int | None, source: str) -> Wav2Vec2Config:
+    """Derive the sizes of a Wav2Vec2 from the names and shapes of its weights.
 
     Strides leave no trace in a file and are those of every published model. Those with a layer norm
     after each convolution normalise before the encoder's attention ("stable"), those with one group
@@ -92,17 +85,39 @@ def wav2vec2_config(
     Raises:
         WeightsError: If the weights are no Wav2Vec2.
     """
-    state = _own_names(tensors)
-    try:
-        return _config_from_shapes(
-            {name: tuple(tensor.shape) for name, tensor in state.items()}, num_heads
-        )
-    except (KeyError, IndexError, ZeroDivisionError, ValueError) as error:
+    own = _own_names(shapes)
+    convs = [
+        shape_of(own, f"{_CONV}{i}.conv.weight", source=source, rank=3)
+        for i in range(max(1, _count(own, _CONV)))
+    ]
+    hidden, channels = shape_of(own, "feature_projection.projection.weight", source=source)
+    position = shape_of(own, _WEIGHT_NORM[f"{_POSITION}weight_v"], source=source, rank=3)
+    inner = "encoder.layers.0.feed_forward.intermediate_dense.weight"
+    norm_every_conv = f"{_CONV}1.layer_norm.weight" in own
+    heads = num_heads or max(1, hidden // _HEAD_DIM)
+    if convs[-1][0] != channels or hidden % heads or hidden % position[1]:
         raise WeightsError(
-            f"{source} is no Wav2Vec2 file that can be read ({error}). "
-            "Get chinese-wav2vec2-base as safetensors (repository "
-            "TencentGameMate/chinese-wav2vec2-base)."
-        ) from error
+            f"{source} is no Wav2Vec2 file that can be read (width {hidden} with {heads} heads and "
+            f"position groups of {position[1]}, after {len(convs)} convolutions to {channels}). "
+            "Get chinese-wav2vec2-base as safetensors (Kijai/wav2vec2_safetensors)."
+        )
+    return Wav2Vec2Config(
+        hidden_size=hidden,
+        num_hidden_layers=_count(own, "encoder.layers."),
+        num_attention_heads=heads,
+        intermediate_size=shape_of(own, inner, source=source)[0],
+        conv_dim=[conv[0] for conv in convs],
+        conv_kernel=[conv[2] for conv in convs],
+        conv_stride=[5, *[2] * (len(convs) - 1)],
+        num_feat_extract_layers=len(convs),
+        conv_bias=f"{_CONV}0.conv.bias" in own,
+        feat_extract_norm="layer" if norm_every_conv else "group",
+        do_stable_layer_norm=norm_every_conv,
+        num_conv_pos_embeddings=position[2],
+        num_conv_pos_embedding_groups=hidden // position[1],
+        mask_time_prob=0.0,
+        mask_feature_prob=0.0,
+    )
 
 
 def audio_features(model: Wav2Vec2Model, track: Tensor, *, tail_frames: int = 0) -> Tensor:
@@ -174,48 +189,15 @@ def encoder_layers(model: Wav2Vec2Model, features: Tensor) -> list[Tensor]:
     return [*layers[:-1], last]
 
 
-def _own_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = {name: name.removeprefix("wav2vec2.") for name in tensors}
+def _own_names(items: Mapping[str, ItemT]) -> dict[str, ItemT]:
+    """Keep the encoder's parts, under the names of `transformers`' class."""
+    names = {name: name.removeprefix("wav2vec2.") for name in items}
     return {
-        _WEIGHT_NORM.get(own, own): tensors[name]
+        _WEIGHT_NORM.get(own, own): items[name]
         for name, own in names.items()
         if own.startswith(_PARTS)
     }
 
 
-def _config_from_shapes(
-    shapes: Mapping[str, tuple[int, ...]], num_heads: int | None
-) -> Wav2Vec2Config:
-    convs = [shapes[f"{_CONV}{i}.conv.weight"] for i in range(_count(shapes, _CONV))]
-    hidden, channels = shapes["feature_projection.projection.weight"]
-    position = shapes[_WEIGHT_NORM[f"{_POSITION}weight_v"]]
-    norm_every_conv = f"{_CONV}1.layer_norm.weight" in shapes
-    heads = num_heads or hidden // _HEAD_DIM
-    if not convs or convs[-1][0] != channels or hidden % heads:
-        raise ValueError(
-            f"width {hidden} with {heads} heads after {len(convs)} convolutions to {channels}"
-        )
-    return Wav2Vec2Config(
-        hidden_size=hidden,
-        num_hidden_layers=_count(shapes, "encoder.layers."),
-        num_attention_heads=heads,
-        intermediate_size=shapes["encoder.layers.0.feed_forward.intermediate_dense.weight"][0],
-        conv_dim=[conv[0] for conv in convs],
-        conv_kernel=[conv[2] for conv in convs],
-        conv_stride=[5, *[2] * (len(convs) - 1)],
-        num_feat_extract_layers=len(convs),
-        conv_bias=f"{_CONV}0.conv.bias" in shapes,
-        feat_extract_norm="layer" if norm_every_conv else "group",
-        do_stable_layer_norm=norm_every_conv,
-        num_conv_pos_embeddings=position[2],
-        num_conv_pos_embedding_groups=hidden // position[1],
-        mask_time_prob=0.0,
-        mask_feature_prob=0.0,
-    )
-
-
-def _count(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
-    numbers = {
-        name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)
-    }
-    return len(numbers)
+def _count(shapes: Shapes, prefix: str) -> int:
+    return len({name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)})

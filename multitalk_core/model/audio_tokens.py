@@ -88,13 +88,7 @@ class AudioProjection(nn.Module):
                 " frames. Change the segment length."
             )
         layers, channels = windows.shape[-2:]
-        if layers * channels != self.config.layers * self.config.channels:
-            raise InputError(
-                f"The Wav2Vec2 model gives {layers} layers x {channels} channels, but this adapter "
-                f"was made for {self.config.layers} x {self.config.channels}. "
-                "Load the Wav2Vec2 model the adapter was trained with "
-                "(chinese-wav2vec2-base for MultiTalk)."
-            )
+        self.config.check_features(layers, channels)
 
 
 def join_speakers(tokens: Tensor) -> Tensor:

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..errors import InputError
 from ..geometry import GridSize
-from ..protocols import Ops, TorchOps
+from ..protocols import Ops
 from .attention import IMAGE_TOKENS
 from .audio_tokens import AudioProjection, join_speakers
 from .block import GELU, Block, Device, LayerNorm, Part
 from .hooks import NO_HOOKS, BlockCall, Hooks
+from .layers import TorchOps
 from .lrope import MAX_SPEAKERS, grid_rotation
 from .memory import Memory, Recall, compute
 

@@ -1,7 +1,7 @@
-"""Model files: which a list offers, where they lie, and what to say when one is missing.
+"""Model files: the choices of a node's list, their folders, and the message for a missing one.
 
-ComfyUI's own lists drop .gguf and show pickles. Ours look into the same directories, those of
-`extra_model_paths.yaml` included, under keys of our own; ComfyUI's sets stay as they are.
+ComfyUI's own lists leave out .gguf and include pickles. Ours use the same directories, those of
+`extra_model_paths.yaml` included, under keys of our own; ComfyUI's lists are not changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ModelFolder:
 
     Attributes:
         key: Our name for it in `folder_paths`.
-        sources: ComfyUI's names of the directories it lies in; new files belong in the first.
+        sources: ComfyUI's names of its directories; new files belong in the first.
         what: What it is, for messages.
         file: The file most users want.
         repository: Where to get it.
@@ -35,7 +35,7 @@ class ModelFolder:
     repository: str
 
     def choices(self) -> list[str]:
-        """List the files a node offers; a hint in their place when there is none."""
+        """List the files that a node offers, or a hint if there is none."""
         self._register()
         return list(folder_paths.get_filename_list(self.key)) or [self._hint()]
 
@@ -52,14 +52,14 @@ class ModelFolder:
         return Path(found)
 
     def check(self, name: str | None) -> bool | str:
-        """Answer ComfyUI's question whether a chosen name is valid: `True`, or what is wrong."""
+        """Validate a chosen name for ComfyUI: `True`, or what is wrong."""
         self._register()
         if name is None or name in folder_paths.get_filename_list(self.key):  # None: linked
             return True
         return self.missing(name)
 
     def missing(self, name: str) -> str:
-        """Say that a file is missing, which one to get, and where to put it."""
+        """Build the message for a missing file: which one to get, and where to put it."""
         folders = folder_paths.folder_names_and_paths[self.key][0]
         there = folder_paths.get_filename_list(self.key)
         subject = f"'{name}' is not there" if name != self._hint() else f"There is no {self.what}"
@@ -75,7 +75,7 @@ class ModelFolder:
         return f"no file: get {self.file} from {self.repository}"
 
     def _register(self) -> None:
-        """Set our key to the directories ComfyUI knows now; packs may add some at any time."""
+        """Point our key at ComfyUI's current directories; other packs may add some at any time."""
         folders: list[str] = []
         for source in self.sources:
             default = [str(Path(folder_paths.models_dir) / source)]

@@ -71,12 +71,7 @@ def check_features(net: HostMultiTalk, speech: Speech, *, encoder: str) -> None:
     audio = net.config.audio
     assert audio is not None
     layers, channels = speech.features[0].shape[1:]
-    if layers * channels != audio.layers * audio.channels:
-        raise InputError(
-            f"{encoder} gives {layers} layers of width {channels}; "
-            f"{net.adapter} was made for {audio.layers} of {audio.channels}. "
-            "Load chinese-wav2vec2-base with Load Wav2Vec2, or the adapter that fits."
-        )
+    audio.check_features(layers, channels, encoder=encoder, adapter=net.adapter)
 
 
 class SessionVAE:

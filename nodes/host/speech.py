@@ -34,8 +34,7 @@ class VoiceEncoder:
                 source=path.name,
                 place="Load Wav2Vec2",
             )
-            tensors = {name: file.dequantize(name) for name in file.tensors}
-            self._model = load_wav2vec2(tensors, num_heads=file.num_heads, source=path.name)
+            self._model = load_wav2vec2(file.weights(), num_heads=file.num_heads, source=path.name)
         self.name = path.name
         holder = _Wav2Vec2()
         holder.encoder = self._model

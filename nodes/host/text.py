@@ -1,14 +1,13 @@
 """CLIP: ComfyUI's own UMT5 text encoder, in any size, from safetensors or GGUF.
 
-ComfyUI's loader knows the full size alone and no GGUF. The classes are its own (`T5`,
-`SDClipModel`, `WanT5Tokenizer`); only their sizes come from the file's shapes.
+ComfyUI's loader reads only the full size, and no GGUF. The classes are ComfyUI's own (`T5`,
+`SDClipModel`, `WanT5Tokenizer`); their sizes come from the shapes in the file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,25 +25,13 @@ from torch import Tensor, nn
 
 from ...multitalk_core.errors import WeightsError
 from ...multitalk_core.files.identify import FileKind, identify, require
+from ...multitalk_core.files.sizes import Umt5Sizes, check_shapes, umt5_sizes
 from ...wan_gguf_loader.files import WeightsFile, open_weights
+from ...wan_gguf_loader.tokenizer import tokenizer_model
 from .layers import HostLinear, adopt
-from .sentencepiece import model_from_gguf
 
 _NAME = "umt5xxl"  # ComfyUI's key of the token lists
-_LLAMA_NAMES = (
-    (r"^token_embd\.", "shared."),
-    (r"^enc\.output_norm\.", "encoder.final_layer_norm."),
-    (r"^enc\.blk\.(\d+)\.attn_norm\.", r"encoder.block.\1.layer.0.layer_norm."),
-    (
-        r"^enc\.blk\.(\d+)\.attn_rel_b\.",
-        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.",
-    ),
-    (r"^enc\.blk\.(\d+)\.attn_([qkvo])\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
-    (r"^enc\.blk\.(\d+)\.ffn_norm\.", r"encoder.block.\1.layer.1.layer_norm."),
-    (r"^enc\.blk\.(\d+)\.ffn_gate\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
-    (r"^enc\.blk\.(\d+)\.ffn_up\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
-    (r"^enc\.blk\.(\d+)\.ffn_down\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
-)
+_BUCKETS = 32  # of the relative positions, fixed in ComfyUI's class
 
 
 class _PackedOps(comfy.ops.manual_cast):
@@ -61,24 +48,24 @@ def load_text_encoder(path: Path) -> Any:
         GGUFError: If it cannot be read.
     """
     with open_weights(path) as file:
-        names = {name: _huggingface_name(name) for name in file.tensors}
-        shapes = {names[name]: shape for name, shape in file.shapes.items()}
-        require(identify(shapes), (FileKind.UMT5,), source=path.name, place="Load UMT5")
-        sizes = _sizes(shapes)
-        if file.format == "gguf":
-            return _from_gguf(file, names, sizes)
-    return _from_safetensors(path, sizes)
+        require(identify(file.shapes), FileKind.UMT5, source=path.name, place="Load UMT5")
+        sizes = umt5_sizes(file.shapes, source=path.name)
+        if sizes.relative_attention_num_buckets != _BUCKETS:
+            raise WeightsError(
+                f"{path.name} has {sizes.relative_attention_num_buckets} position buckets; "
+                f"ComfyUI's UMT5 has {_BUCKETS}. Get umt5_xxl_fp16.safetensors."
+            )
+        check_shapes(file.shapes, _needed(file, sizes), source=path.name, what="a UMT5 encoder")
+        load = _from_gguf if file.format == "gguf" else _from_safetensors
+        return load(file, sizes)
 
 
-def _from_safetensors(path: Path, sizes: dict[str, Any]) -> Any:
-    weights, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
+def _from_safetensors(file: WeightsFile, sizes: Umt5Sizes) -> Any:
+    tokenizer = tokenizer_model(file)
+    weights, metadata = comfy.utils.load_torch_file(
+        str(file.path), safe_load=True, return_metadata=True
+    )
     weights, _ = comfy.utils.convert_old_quants(weights, model_prefix="", metadata=metadata)
-    tokenizer = weights.get("spiece_model")
-    if tokenizer is None:
-        raise WeightsError(
-            f"{path.name} has no tokenizer (no tensor 'spiece_model'). Take the packaging of "
-            "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged."
-        )
     options = {"dtype": weights["encoder.final_layer_norm.weight"].dtype}
     quantization = comfy.utils.detect_layer_quantization(weights, "")
     if quantization is not None:
@@ -86,24 +73,44 @@ def _from_safetensors(path: Path, sizes: dict[str, Any]) -> Any:
     return _clip(sizes, tokenizer=tokenizer, options=options, weights=weights)
 
 
-def _from_gguf(file: WeightsFile, names: Mapping[str, str], sizes: dict[str, Any]) -> Any:
-    tokenizer = model_from_gguf(file.metadata, source=file.path.name)
+def _from_gguf(file: WeightsFile, sizes: Umt5Sizes) -> Any:
     options = {"custom_operations": _PackedOps, "initial_device": torch.device("meta")}
-    clip = _clip(sizes, tokenizer=tokenizer, options=options, weights={})
+    clip = _clip(sizes, tokenizer=tokenizer_model(file), options=options, weights={})
     transformer = getattr(clip.cond_stage_model, _NAME).transformer
-    _fill(transformer, file, {names[name]: name for name in file.tensors})
-    # The patcher asks what dtype each tensor should have: that of the file, not of the empty model.
+    _fill(transformer, file)
+    # The patcher asks for the dtype of each tensor: that of the file, not of the empty model.
     comfy.model_management.archive_model_dtypes(clip.cond_stage_model)
     return clip
 
 
+def _needed(file: WeightsFile, sizes: Umt5Sizes) -> dict[str, tuple[int, ...]]:
+    """Give the names and shapes of ComfyUI's class, without layers that are quantised its way."""
+    model = comfy.text_encoders.t5.T5(
+        _settings(sizes), torch.float32, torch.device("meta"), comfy.ops.manual_cast
+    )
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in model.state_dict().items()
+        if f"{name.removesuffix('.weight')}.comfy_quant" not in file.tensors
+    }
+
+
+def _settings(sizes: Umt5Sizes) -> dict[str, Any]:
+    return {
+        "model_type": "umt5",
+        "dense_act_fn": "gelu_pytorch_tanh",
+        "is_gated_act": True,
+        **dataclasses.asdict(sizes),
+    }
+
+
 def _clip(
-    sizes: dict[str, Any], *, tokenizer: Any, options: dict[str, Any], weights: dict[str, Tensor]
+    sizes: Umt5Sizes, *, tokenizer: bytes, options: dict[str, Any], weights: dict[str, Tensor]
 ) -> Any:
     encoder = functools.partial(
         comfy.sd1_clip.SDClipModel,
         layer="last",
-        textmodel_json_config=sizes,
+        textmodel_json_config=_settings(sizes),
         special_tokens={"end": 1, "pad": 0},
         model_class=comfy.text_encoders.t5.T5,
         enable_attention_masks=True,
@@ -124,54 +131,19 @@ def _clip(
     )
 
 
-def _fill(transformer: nn.Module, file: WeightsFile, stored: Mapping[str, str]) -> None:
-    """Load a transformer built on "meta": packed linear layers, everything else decoded."""
-    expected = [name for name in transformer.state_dict() if not name.endswith(".weight_type")]
-    absent = [name for name in expected if name not in stored]
-    if absent:
-        raise WeightsError(
-            f"{file.path.name} lacks {len(absent)} tensors of a UMT5 encoder, such as {absent[0]}. "
-            "Download it again, or take another file."
-        )
+def _fill(transformer: nn.Module, file: WeightsFile) -> None:
+    """Load a transformer built on "meta": linear layers stay packed, all else is decoded."""
     linear = {
-        f"{name}.weight" for name, m in transformer.named_modules() if isinstance(m, HostLinear)
+        f"{name}.weight": module
+        for name, module in transformer.named_modules()
+        if isinstance(module, HostLinear)
     }
     decoded = {
-        name: file.dequantize(stored[name], torch.float32 if "norm" in name else torch.bfloat16)
-        for name in expected
-        if name not in linear
+        name: file.dequantize(name, torch.float32 if "norm" in name else torch.bfloat16)
+        for name in transformer.state_dict()
+        if name not in linear and not name.endswith(".weight_type")
     }
     transformer.load_state_dict(decoded, strict=False, assign=True)
-    for name in linear:
-        layer = transformer.get_submodule(name.removesuffix(".weight"))
-        assert isinstance(layer, HostLinear)
-        layer.store_weight(file.read(stored[name]), file.tensors[stored[name]].type)
+    for name, layer in linear.items():
+        layer.store_weight(file.read(name), file.weight_info(name).type)
     adopt(transformer)
-
-
-def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Read ComfyUI's T5 settings off the shapes."""
-    first = "encoder.block.0.layer"
-    vocabulary, width = shapes["shared.weight"]
-    num_heads = shapes[f"{first}.0.SelfAttention.relative_attention_bias.weight"][1]
-    blocks = {name.split(".")[2] for name in shapes if name.startswith("encoder.block.")}
-    return {
-        "model_type": "umt5",
-        "vocab_size": vocabulary,
-        "d_model": width,
-        "d_kv": shapes[f"{first}.0.SelfAttention.q.weight"][0] // num_heads,
-        "d_ff": shapes[f"{first}.1.DenseReluDense.wi_0.weight"][0],
-        "num_heads": num_heads,
-        "num_layers": len(blocks),
-        "dense_act_fn": "gelu_pytorch_tanh",
-        "is_gated_act": True,
-    }
-
-
-def _huggingface_name(name: str) -> str:
-    """Translate a tensor name of llama.cpp's; others stay as they are."""
-    for pattern, replacement in _LLAMA_NAMES:
-        name, count = re.subn(pattern, replacement, name)
-        if count:
-            break
-    return name

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import comfy.clip_vision
 import comfy.model_management
-import torch
 from torch import Tensor
 
-from ...multitalk_core.errors import InputError, WeightsError
+from ...multitalk_core.errors import InputError
 from ...multitalk_core.files.identify import FileKind, identify, require
+from ...multitalk_core.files.sizes import check_shapes, clip_sizes, shape_of
 from ...multitalk_core.inputs.photo import resize_for_clip
 from ...wan_gguf_loader.files import open_weights
 
-_PREFIX = "vision_model."
-_HEAD_DIMS = {1280: 80, 1408: 88, 1664: 104}  # ViT-H, ViT-g, ViT-bigG; 64 for the smaller ones
+_PROJECTION = "visual_projection.weight"
 
 
 def load_clip_vision(path: Path) -> Any:
@@ -28,24 +27,16 @@ def load_clip_vision(path: Path) -> Any:
         GGUFError: If it cannot be read.
     """
     with open_weights(path) as file:
-        require(
-            identify(file.shapes),
-            (FileKind.CLIP_VISION,),
-            source=path.name,
-            place="Load CLIP Vision",
-        )
-        weights = {
-            name: file.dequantize(name) if file.tensors[name].shape else file.read(name)
-            for name in file.tensors
-            if name.startswith((_PREFIX, "visual_projection."))
-        }
-        clip = comfy.clip_vision.ClipVisionModel(_sizes(weights, num_heads=file.num_heads))
-    missing, _ = clip.load_sd(weights)
-    if missing:
-        raise WeightsError(
-            f"{path.name} lacks {len(missing)} tensors of a CLIP vision encoder, such as "
-            f"{missing[0]}. Download it again."
-        )
+        identity = identify(file.shapes)
+        require(identity, FileKind.CLIP_VISION, source=path.name, place="Load CLIP Vision")
+        sizes = clip_sizes(file.shapes, num_heads=file.num_heads, source=path.name)
+        settings = {"model_type": "clip_vision_model", "hidden_act": "gelu", **asdict(sizes)}
+        if _PROJECTION in file.tensors:
+            settings["projection_dim"] = shape_of(file.shapes, _PROJECTION, source=path.name)[0]
+        clip = comfy.clip_vision.ClipVisionModel(settings)
+        needed = {name: tuple(tensor.shape) for name, tensor in clip.get_sd().items()}
+        check_shapes(file.shapes, needed, source=path.name, what="a CLIP vision encoder")
+        clip.load_sd({name: file.dequantize(name) for name in needed})
     return clip
 
 
@@ -68,27 +59,3 @@ def encode_picture(clip: Any, image: Tensor) -> Tensor:
     pixels = resize_for_clip(image).to(clip.load_device)
     tokens: Tensor = model(pixel_values=pixels.float(), intermediate_output=-2)[1]
     return tokens.float()
-
-
-def _sizes(weights: Mapping[str, Tensor], *, num_heads: int | None) -> dict[str, Any]:
-    """Read ComfyUI's CLIP vision settings off the shapes."""
-    width, channels, patch, _ = weights[f"{_PREFIX}embeddings.patch_embedding.weight"].shape
-    tokens = weights[f"{_PREFIX}embeddings.position_embedding.weight"].shape[0]
-    layers = {
-        name.split(".")[3] for name in weights if name.startswith(f"{_PREFIX}encoder.layers.")
-    }
-    sizes = {
-        "model_type": "clip_vision_model",
-        "hidden_act": "gelu",
-        "hidden_size": width,
-        "intermediate_size": weights[f"{_PREFIX}encoder.layers.0.mlp.fc1.weight"].shape[0],
-        "num_attention_heads": num_heads or max(1, width // _HEAD_DIMS.get(width, 64)),
-        "num_hidden_layers": len(layers),
-        "num_channels": channels,
-        "patch_size": patch,
-        "image_size": patch * round((tokens - 1) ** 0.5),
-    }
-    projection = weights.get("visual_projection.weight")
-    if isinstance(projection, torch.Tensor):
-        sizes["projection_dim"] = projection.shape[0]
-    return sizes

@@ -85,7 +85,7 @@ BAD: dict[str, tuple[str, Change, list[str]]] = {
     "wav2vec2 of another depth": (
         "MTK_Sampler",
         put("MTK_LoadWav2Vec2", wav2vec2="shallow.safetensors"),
-        ["shallow.safetensors gives 11 layers of width 32", "multitalk.safetensors", "12 of 32"],
+        ["shallow.safetensors gives 11 layers of width 32", "multitalk.safetensors", "12 layers"],
     ),
     "base without adapter": (
         "MTK_Sampler",

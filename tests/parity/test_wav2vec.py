@@ -57,7 +57,9 @@ def test_config_from_shapes_equals_the_stated_one(variant: str) -> None:
     file = GoldenFile(GOLDEN)
     stated = file.config["wav2vec_config"][variant]
     heads = stated["num_attention_heads"]
-    derived = wav2vec2_config(file.weights(f"{variant}.w."), num_heads=heads, source="golden")
+    weights = file.weights(f"{variant}.w.")
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    derived = wav2vec2_config(shapes, num_heads=heads, source="golden")
     for name in stated.keys() - {"mask_time_prob"}:  # training only
         assert getattr(derived, name) == stated[name], name
 

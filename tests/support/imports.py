@@ -27,20 +27,19 @@ _CORE_EXTRAS = {
     "inputs.timeline": {"numpy"},
     "inputs.features": {"transformers"},
     "model.backends": {"flash_attn", "sageattention"},
-    "files.sizes": {"safetensors"},
 }
 # Low to high; a module may import its own level and those below.
 CORE_LEVELS = (
     {"errors", "config", "geometry", "method.segments"},
-    {"protocols"},
+    {"protocols", "files.identify", "files.sizes"},
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
     {"inputs.timeline"},
-    {"method.state", "model.lrope", "model.kernels", "model.memory"},
+    {"method.state", "model.lrope", "model.kernels", "model.layers", "model.memory"},
     {"model.elementwise"},
     {"model.attention", "model.audio_tokens", "inputs.features"},
     {"model.hooks", "model.backends", "inputs.speech"},
     {"inputs.scene"},
-    {"model.block", "method.schedule", "method.guidance", "files.identify", "files.sizes"},
+    {"model.block", "method.schedule", "method.guidance"},
     {"model.dit"},
     {"method.conditioning", "method.step_cache"},
     {"method.sampler"},

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
 from comfyui_multitalk.multitalk_core.geometry import GridSize
 from comfyui_multitalk.multitalk_core.model import attention
+from comfyui_multitalk.multitalk_core.model.layers import TorchOps
 from comfyui_multitalk.multitalk_core.model.lrope import grid_rotation
-from comfyui_multitalk.multitalk_core.protocols import TorchOps
 from comfyui_multitalk.tests.support.transformer import draw_weights
 
 MASKS = torch.tensor([[1, 0, 0, 1, 0, 0], [0, 0, 1, 0, 0, 1], [0, 1, 0, 0, 1, 0]])

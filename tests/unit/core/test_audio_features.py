@@ -53,12 +53,16 @@ def model(kind: str) -> Wav2Vec2Model:
     return load_wav2vec2(tiny_state(kind), num_heads=4, source="tiny.safetensors")
 
 
+def tiny_shapes(kind: str) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tiny_state(kind).items()}
+
+
 def sound(samples: int = 16000) -> Tensor:
     return torch.randn(samples, generator=torch.Generator().manual_seed(9)) * 0.1
 
 
 def test_wav2vec2_config_is_derived_from_shapes(kind: str) -> None:
-    derived = wav2vec2_config(tiny_state(kind), num_heads=4, source="tiny").to_dict()
+    derived = wav2vec2_config(tiny_shapes(kind), num_heads=4, source="tiny").to_dict()
     stated = tiny_config(kind).to_dict()
     for name in (*SIZES, *STABLE):
         expected, ours = stated[name], derived[name]
@@ -70,7 +74,7 @@ def test_wav2vec2_config_is_derived_from_shapes(kind: str) -> None:
 
 
 def test_wav2vec2_config_without_head_count_takes_heads_of_64() -> None:
-    assert wav2vec2_config(tiny_state("base"), num_heads=None, source="x").num_attention_heads == 1
+    assert wav2vec2_config(tiny_shapes("base"), num_heads=None, source="x").num_attention_heads == 1
 
 
 def test_load_wav2vec2_equals_transformers_own_loading(kind: str) -> None:
@@ -126,7 +130,7 @@ def test_load_wav2vec2_with_missing_weights_names_file_and_weight() -> None:
 def test_load_wav2vec2_with_a_wrong_shape_names_it() -> None:
     state = tiny_state("base")
     state["encoder.layers.1.attention.k_proj.bias"] = torch.zeros(5)
-    with pytest.raises(WeightsError, match=r"w\.safetensors.*k_proj\.bias.*\(5,\)"):
+    with pytest.raises(WeightsError, match=r"w\.safetensors.*k_proj\.bias.*\[5\]"):
         load_wav2vec2(state, num_heads=4, source="w.safetensors")
 
 
@@ -135,10 +139,8 @@ def test_load_wav2vec2_with_a_wrong_shape_names_it() -> None:
     [{}, {"blocks.0.self_attn.q.weight": torch.zeros(2, 2)}, {"encoder.x": torch.zeros(1)}],
     ids=["empty", "dit", "other_encoder"],
 )
-def test_load_wav2vec2_of_another_file_says_which_is_needed(tensors: dict[str, Tensor]) -> None:
-    with pytest.raises(
-        WeightsError, match=r"w\.safetensors is no Wav2Vec2 .*chinese-wav2vec2-base"
-    ):
+def test_load_wav2vec2_of_another_file_names_what_it_lacks(tensors: dict[str, Tensor]) -> None:
+    with pytest.raises(WeightsError, match=r"w\.safetensors lacks .feature_extractor"):
         load_wav2vec2(tensors, num_heads=None, source="w.safetensors")
 
 

@@ -13,7 +13,7 @@ from comfyui_multitalk.multitalk_core.model.audio_tokens import (
     later_frames,
     window_features,
 )
-from comfyui_multitalk.multitalk_core.protocols import TorchOps
+from comfyui_multitalk.multitalk_core.model.layers import TorchOps
 from comfyui_multitalk.tests.support.transformer import AUDIO, draw_weights
 
 
@@ -63,7 +63,7 @@ def test_audio_projection_speakers_do_not_mix() -> None:
 
 def test_audio_projection_wrong_wav2vec2_names_both_sizes() -> None:
     projection = draw_weights(AudioProjection(AUDIO, ops=TorchOps))
-    with pytest.raises(InputError, match=r"24 layers x 1024 channels.*made for 2 x 8"):
+    with pytest.raises(InputError, match=r"24 layers of width 1024.*made for 2 layers of width 8"):
         projection(torch.zeros(1, 5, 5, 24, 1024))
 
 

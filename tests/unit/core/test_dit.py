@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.model import dit
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
-from comfyui_multitalk.multitalk_core.protocols import TorchOps
+from comfyui_multitalk.multitalk_core.model.layers import TorchOps
 from comfyui_multitalk.tests.support.transformer import CONFIG, Inputs, small_inputs, small_model
 
 MODEL = small_model()

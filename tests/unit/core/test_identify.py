@@ -52,7 +52,6 @@ KINDS: dict[str, tuple[Shapes, FileKind]] = {
         },
         FileKind.UMT5,
     ),
-    "umt5-gguf": ({"enc.blk.1.attn_rel_b.weight": (32, 64)}, FileKind.UMT5),
     "clip": (
         {"vision_model.encoder.layers.0.self_attn.q_proj.weight": (1280, 1280)},
         FileKind.CLIP_VISION,
@@ -135,7 +134,7 @@ def test_require_wrong_kind_says_what_it_is_what_is_needed_and_what_to_do() -> N
         "x.safetensors is a LoRA; the base needs a Wan2.1 image-to-video base or a Wan2.1 "
         "image-to-video base with a MultiTalk or InfiniteTalk adapter merged in. "
         "Get wan2.1-i2v-14b-480p-Q4_K_M.gguf from city96/Wan2.1-I2V-14B-480P-gguf. "
-        "This file is to be loaded as a LoRA."
+        "Load this file as a LoRA."
     )
 
 

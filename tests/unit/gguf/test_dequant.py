@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from comfyui_multitalk.wan_gguf_loader import dequant
 from comfyui_multitalk.wan_gguf_loader.dequant import PACKED_TYPES, dequantize
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.types import GGML_TYPES, TYPES_BY_NAME
@@ -179,3 +180,24 @@ def test_dequantize_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(GGUFError, match=message):
         dequantize(torch.zeros(num_bytes, dtype=torch.uint8), type_name, shape)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 3])
+@pytest.mark.parametrize("type_name", sorted(PACKED_TYPES))
+def test_dequantize_few_blocks_equals_gguf(type_name: str, num_blocks: int) -> None:
+    """The fields of a single block are contiguous as they lie, at any offset."""
+    blocks = make_blocks(type_name, "random", "random", num_blocks)
+    shape = (num_blocks, TYPES_BY_NAME[type_name].block)
+    ours = dequantize(torch.from_numpy(blocks), type_name, shape)
+    assert_same_bits(ours, reference(blocks, type_name))
+
+
+@pytest.mark.parametrize("type_name", sorted(PACKED_TYPES))
+def test_dequantize_last_chunk_of_one_block_equals_gguf(
+    type_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = TYPES_BY_NAME[type_name].block
+    monkeypatch.setitem(dequant._CHUNK_ELEMENTS, "cpu", 2 * block)
+    blocks = make_blocks(type_name, "random", "random", 5)
+    ours = dequantize(torch.from_numpy(blocks), type_name, (5, block))
+    assert_same_bits(ours, reference(blocks, type_name))

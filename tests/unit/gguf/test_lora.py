@@ -291,3 +291,65 @@ def test_lora_misfit_says_what_is_wrong_and_nothing_changes(
     with pytest.raises(GGUFError, match=message):
         apply_lora(model, saved(tmp_path, {**good, **keys}), 1)
     assert torch.equal(weight_of(model, "blocks.0.self_attn.k"), before)
+
+
+def test_lora_diffusers_own_names_are_translated(model: nn.Module, tmp_path: Path) -> None:
+    before = weight_of(model)
+    up, down = factors()
+    stem = "transformer.blocks.0.attn1.to_q"
+    keys = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up}
+    assert apply_lora(model, saved(tmp_path, keys), 1) == 1
+    torch.testing.assert_close(weight_of(model), before + up @ down, rtol=0, atol=1e-6)
+
+
+def test_lora_dotted_up_and_down_keys_add_the_product(model: nn.Module, tmp_path: Path) -> None:
+    before = weight_of(model)
+    up, down = factors()
+    keys = {f"transformer.{Q}.lora.down.weight": down, f"transformer.{Q}.lora.up.weight": up}
+    assert apply_lora(model, saved(tmp_path, keys), 1) == 1
+    torch.testing.assert_close(weight_of(model), before + up @ down, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        "lora_te_encoder_block_0_layer_0_SelfAttention_q",
+        "text_encoder.encoder.layers.0.q",
+        "diffusion_model.vace_blocks.0.self_attn.q",
+        "lora_unet_vace_blocks_0_self_attn_q",
+    ],
+)
+def test_lora_keys_of_other_parts_are_left_out_with_one_warning(
+    model: nn.Module, stem: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = weight_of(model)
+    up, down = factors()
+    others = {f"{stem}.lora_down.weight": normal(2, 8), f"{stem}.lora_up.weight": normal(8, 2)}
+    assert apply_lora(model, saved(tmp_path, {**peft(), **others}), 1) == 1
+    torch.testing.assert_close(weight_of(model), before + up @ down, rtol=0, atol=1e-6)
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "2 of the 4 tensors" in warning
+    assert stem.removeprefix("diffusion_model.") in warning
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lora_A", torch.zeros(()), r"shape \[\]; a LoRA factor needs 2 dimensions"),
+        ("lora_A", torch.zeros(0, WIDTH), r"shape \[0, 256\]; a LoRA factor"),
+        ("lora_A", torch.zeros(RANK, WIDTH, dtype=torch.int32), "holds I32 numbers"),
+        ("lora_B", torch.zeros(WIDTH), r"shape \[256\]; a LoRA factor"),
+        ("lora_B", torch.zeros(WIDTH, 0), r"shape \[256, 0\]; a LoRA factor"),
+        ("alpha", torch.zeros(2), r"shape \[2\]; the alpha"),
+        ("lora_down", torch.zeros(RANK, WIDTH), "are the same part of one layer"),
+    ],
+    ids=["rank_0", "no_rows", "integers", "rank_1", "no_columns", "two_alphas", "twice"],
+)
+def test_lora_damaged_tensor_is_named(
+    model: nn.Module, name: str, value: Tensor, message: str, tmp_path: Path
+) -> None:
+    key = f"{Q}.{name}" if name == "alpha" else f"{Q}.{name}.weight"
+    with pytest.raises(GGUFError, match=message) as error:
+        apply_lora(model, saved(tmp_path, peft(prefix="") | {key: value}), 1)
+    assert key in str(error.value)
+    assert str(error.value).startswith("lora.safetensors: ")

@@ -24,6 +24,8 @@ from comfyui_multitalk.standalone.encoders import (
     load_image_encoder,
     load_text_encoder,
 )
+from comfyui_multitalk.tests.support.umt5_gguf import write_gguf_text_encoder
+from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
 if TYPE_CHECKING:
@@ -100,6 +102,33 @@ def test_text_sizes_come_from_shapes(tmp_path: Path, tiny: TinySet) -> None:
     assert torch.allclose(ours.encode(["two people talk"])[0], expected, atol=1e-6)
 
 
+def test_text_encoder_in_gguf_gives_the_same_tokens_and_encodings(
+    tmp_path: Path, tiny: TinySet
+) -> None:
+    """Equal to the decoded weights in safetensors, bit for bit."""
+    packed, plain = tmp_path / "umt5.gguf", tmp_path / "umt5.safetensors"
+    write_gguf_text_encoder(packed, tiny.text_encoder)
+    with open_weights(packed) as file:
+        decoded = file.weights()
+    save_file(decoded | {"spiece_model": _tensors(tiny.text_encoder)["spiece_model"]}, plain)
+    ours, theirs = _text(packed), _text(plain)
+    prompt = "a woman talks to the camera,  \uff26\uff55ll width, \xbd \xe9migr\xe9; \u65e5\u672c"
+    assert torch.equal(ours.tokenize(prompt), theirs.tokenize(prompt))
+    assert torch.equal(ours.encode([prompt])[0], theirs.encode([prompt])[0])
+
+
+@pytest.mark.parametrize("key", ["scores", "token_type", "tokens"])
+def test_text_encoder_in_gguf_with_a_damaged_tokenizer_is_refused(
+    tmp_path: Path, tiny: TinySet, key: str
+) -> None:
+    packed = tmp_path / "umt5.gguf"
+    write_gguf_text_encoder(packed, tiny.text_encoder)
+    old = f"tokenizer.ggml.{key}".encode()
+    packed.write_bytes(packed.read_bytes().replace(old, old[:-1] + b"x"))
+    with pytest.raises(GGUFError, match=r"umt5\.gguf: .*tokenizer"):
+        _text(packed)
+
+
 def test_text_longer_than_512_tokens_is_cut_before_the_end_mark_and_said(
     text_encoder: TextEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,12 +190,12 @@ def _scale(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (_drop("spiece_model"), "no tokenizer inside"),
-        (_drop("shared.weight"), "no 'shared.weight'"),
+        (_drop("spiece_model"), "no tokenizer in this file"),
+        (_drop("shared.weight"), "lacks 'shared.weight'"),
         (_drop("encoder.final_layer_norm.weight"), "lacks 1 of"),
         (_break_tokenizer, "tokenizer inside .* cannot be read"),
         (_shrink_vocabulary, "belong together"),
-        (_narrow_a_layer, "wo.weight is 64x"),
+        (_narrow_a_layer, r"wo.weight' has the shape \[64, 127\]"),
         (_scale, "scaled fp8"),
     ],
 )
@@ -176,7 +205,7 @@ def test_text_file_that_does_not_fit_is_refused(
     tensors = _tensors(tiny.text_encoder)
     damage(tensors)
     save_file(tensors, tmp_path / "bad.safetensors")
-    with pytest.raises(WeightsError, match=says) as error:
+    with pytest.raises((WeightsError, GGUFError), match=says) as error:
         _text(tmp_path / "bad.safetensors")
     assert str(error.value).startswith("bad.safetensors")
 
@@ -227,5 +256,5 @@ def test_image_file_for_another_picture_size_is_refused(tmp_path: Path) -> None:
 
 
 def test_text_encoder_as_image_encoder_is_refused(tiny: TinySet) -> None:
-    with pytest.raises(WeightsError, match="no CLIP vision tower"):
+    with pytest.raises(WeightsError, match="lacks 'vision_model"):
         _image(tiny.text_encoder)
