@@ -76,7 +76,8 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     skipped = terminal.stats.get("skipped", ()) if terminal else ()
     reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
     for reason, number in reasons.most_common()[::-1]:
-        terminal.write_line(f"{number} tests did not run: {reason}")
+        tests = "test" if number == 1 else "tests"
+        terminal.write_line(f"{number} {tests} did not run: {reason}")
 
 
 @pytest.fixture(scope="session")

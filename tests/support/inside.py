@@ -23,14 +23,15 @@ from comfyui_multitalk.tests.support.comfyui import installation as find_install
 from comfyui_multitalk.tests.support.tiny import tiny_set
 
 FOLDER = ROOT / "tests" / "host" / "inside"
-PLUGIN = "comfyui_multitalk.tests.host.inside.plugin"
+SENDER = "comfyui_multitalk.tests.support.sender"
+COMFYUI = "comfyui_multitalk.tests.host.inside.plugin"
 
 
 class InnerRun:
     """A pytest that runs in ComfyUI's Python.
 
     Attributes:
-        messages: What `PLUGIN` sends: one JSON document a line, as the tests proceed.
+        messages: What `sender.py` sends while the tests run.
     """
 
     def __init__(self, comfyui: Installation, *arguments: str) -> None:
@@ -40,9 +41,10 @@ class InnerRun:
         self._log = folder / "log"
         read, write = os.pipe()
         own = {"PYTHONPATH": str(folder), "INSIDE_BASE": str(folder), "INSIDE_PIPE": str(write)}
-        command = [str(comfyui.python), "-m", "pytest", "-p", PLUGIN, "-p", "no:cacheprovider"]
-        command += [f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}"]
-        command += [f"--confcutdir={FOLDER}", "--color=no", *arguments]
+        command = [str(comfyui.python), "-m", "pytest", "-p", SENDER, "-p", COMFYUI]
+        root = FOLDER.parents[2]
+        command += [f"--rootdir={root}", f"--config-file={root / 'pyproject.toml'}"]
+        command += [f"--confcutdir={FOLDER}", "-p", "no:cacheprovider", *arguments]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -96,7 +98,7 @@ class Inside(pytest.Directory):
         """Give the serialised reports of a test, of which the first starts the run of all."""
         if self._run is None and not self._log:
             selected = [one for one in self.session.items if isinstance(one, InsideTest)]
-            self._run = InnerRun(self._comfyui, *(str(ROOT / one.nodeid) for one in selected))
+            self._run = InnerRun(self._comfyui, *(f"{one.path}::{one.name}" for one in selected))
             self.config.add_cleanup(self.close)
         reports: list[dict[str, Any]] = []
         for message in self._run.messages if self._run else ():
@@ -162,6 +164,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     hook = item.ihook
     hook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for data in reports:
+        if isinstance(data["longrepr"], list):  # of a skipped test; JSON knows no tuples
+            data["longrepr"] = tuple(data["longrepr"])
         report = hook.pytest_report_from_serializable(config=item.config, data=data)
         hook.pytest_runtest_logreport(report=report)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)

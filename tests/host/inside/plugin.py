@@ -1,12 +1,11 @@
 """The pytest plugin of the tests that run inside ComfyUI's Python (`tests/support/inside.py`).
 
-It starts ComfyUI on the CPU without a server, gives the fixtures, and sends the names of the tests
-or their reports through the pipe `INSIDE_PIPE`. ComfyUI's folder is the current one.
+It starts ComfyUI on the CPU without a server, and gives the fixtures. ComfyUI's folder is the
+current one.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -30,31 +29,9 @@ from comfyui_multitalk.tests.host.inside.scene import ADAPTER, BASE, Scene, comf
 from comfyui_multitalk.tests.host.inside.talk import Talk  # noqa: E402
 
 
-class Sender:
-    """Sends what the outer pytest shows, one JSON document a line."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self._pipe = os.fdopen(int(os.environ["INSIDE_PIPE"]), "w", buffering=1)
-
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        """Send the names of all tests, where they are only listed."""
-        if self._config.option.collectonly and not session.testsfailed:
-            self._send({"tests": [item.nodeid for item in session.items]})
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Send the report on one phase of a test."""
-        hook = self._config.hook
-        self._send(hook.pytest_report_to_serializable(config=self._config, report=report))
-
-    def _send(self, message: dict[str, Any]) -> None:
-        self._pipe.write(json.dumps(message) + "\n")
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    """Begin to send; of warnings, only ours are errors."""
+    """Let warnings be errors only where they are ours."""
     config.addinivalue_line("filterwarnings", r"ignore:::(?!comfyui_multitalk|tests\.)")
-    config.pluginmanager.register(Sender(config))
 
 
 @pytest.fixture(scope="session", autouse=True)
