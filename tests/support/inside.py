@@ -44,7 +44,8 @@ class InnerRun:
         command = [str(comfyui.python), "-m", "pytest", "-p", SENDER, "-p", COMFYUI]
         root = FOLDER.parents[2]
         command += [f"--rootdir={root}", f"--config-file={root / 'pyproject.toml'}"]
-        command += [f"--confcutdir={FOLDER}", "-p", "no:cacheprovider", *arguments]
+        command += [f"--confcutdir={FOLDER}", "-p", "no:cacheprovider", f"@{folder / 'arguments'}"]
+        (folder / "arguments").write_text("\n".join(arguments))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
@@ -77,11 +78,12 @@ class Inside(pytest.Directory):
 
     def collect(self) -> Iterator[pytest.Collector]:
         """List the files with their tests."""
+        files = sorted(self.path.glob("test_*.py"))
         try:
             self._comfyui = find_installation()
         except UnavailableError as reason:
             self.unavailable = str(reason)
-            tests = [f"{path.name}::{name}" for path in _files() for name in _functions(path)]
+            tests = [f"{path.name}::{name}" for path in files for name in _functions(path)]
         else:
             tiny_set()
             run = InnerRun(self._comfyui, "--collect-only", "--quiet", str(FOLDER))
@@ -90,7 +92,7 @@ class Inside(pytest.Directory):
             if listed is None:
                 raise self.CollectError(log)
             tests = [name.rpartition("/")[2] for name in listed["tests"]]
-        for path in _files():
+        for path in files:
             names = [test.partition("::")[2] for test in tests if test.startswith(f"{path.name}::")]
             yield InsideFile.from_parent(self, path=path, names=names)
 
@@ -143,10 +145,6 @@ class InsideTest(pytest.Item):
         log = folder.close()[-8000:]
         pytest.fail(f"ComfyUI's Python ended before this test:\n{log}", pytrace=False)
 
-    def reportinfo(self) -> tuple[Path, None, str]:
-        """Give the file and the name."""
-        return self.path, None, self.name
-
 
 def pytest_collect_directory(path: Path, parent: pytest.Collector) -> Inside | None:
     """Take over the folder of the inner tests."""
@@ -170,10 +168,6 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
         hook.pytest_runtest_logreport(report=report)
     hook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True
-
-
-def _files() -> list[Path]:
-    return sorted(FOLDER.glob("test_*.py"))
 
 
 def _functions(path: Path) -> list[str]:
