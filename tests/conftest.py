@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "comfyui_multitalk"
 _WITH_COMFYUI = ("tests/host/", "tests/browser/")
-_WITH_THEIR_OWN = ("tests/host/test_hosting.py", "tests/host/test_inside.py")
+_WITH_THEIR_OWN = ("tests/host/test_hosting.py",)
+_INSIDE_COMFYUI = "tests/host/inside/"
 
 
 # Without a card Triton's kernels are interpreted; it must know before its first import.
@@ -52,18 +54,30 @@ _register_package()
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Say which tests stay together in one process when several run (`pytest -n 2`).
 
-    Those that need ComfyUI share one server, unless they start one themselves; others share what
-    their file has made.
+    Those that need ComfyUI share one server, unless they start one themselves; those that run
+    inside ComfyUI's Python share that process; others share what their file has made.
     """
     from xdist.scheduler import LoadScopeScheduling
 
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
+            if file.startswith(_INSIDE_COMFYUI):
+                return "inside ComfyUI"
             shares = file.startswith(_WITH_COMFYUI) and file not in _WITH_THEIR_OWN
             return "comfyui" if shares else file
 
     return Together(config, log)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Say in the last lines of a run how many tests did not run, and why."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = terminal.stats.get("skipped", ()) if terminal else ()
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    for reason, number in reasons.most_common()[::-1]:
+        tests = "test" if number == 1 else "tests"
+        terminal.write_line(f"{number} {tests} did not run: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Small graphs that end in a digest of what they make, to tell whether two runs made the same."""
+"""Small workflows that end in a digest of their frames or latents, to compare two runs."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def shown(history: dict[str, Any]) -> str:
 
 
 def free(server: Server) -> None:
-    """Have ComfyUI free everything, results too.
+    """Make ComfyUI free its models and cached results.
 
-    It sleeps through a request that comes just when it goes to wait for prompts, so ask again.
+    ComfyUI misses a request that arrives just before it waits for a prompt, so this asks again.
     """
     for _ in range(60):
         server.post("/free", {"unload_models": True, "free_memory": True})
@@ -57,7 +57,7 @@ def free(server: Server) -> None:
 
 
 def _ending_in(graph: graphs.Graph, kind: str, socket: str) -> graphs.Graph:
-    """Give what a node needs, and a digest of its first output."""
+    """Give the nodes up to the one of a kind, and a digest of its first output."""
     (last,) = (name for name, entry in graph.items() if entry["class_type"] == kind)
     kept, todo = set(), [last]
     while todo:

@@ -1,4 +1,4 @@
-"""Memory: streaming, LoRA factors, the dynamic patcher, `/free`, many runs, models side by side."""
+"""Memory of a server: `/free`, many runs in a row, models side by side."""
 
 from __future__ import annotations
 
@@ -21,66 +21,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.host
 
-Citizen = dict[str, Any]
-SHARES = ("whole", "part", "nothing")
-LOADS = tuple(f"{share} {kind}" for share in SHARES for kind in ("plain", "lora"))
 Q8_0 = "wan-Q8_0.gguf"
 CORE = "core_wan.safetensors"
-
-
-@pytest.mark.parametrize("load", LOADS)
-def test_model_runs_wherever_its_weights_are(citizen: Citizen, load: str) -> None:
-    assert citizen["low_vram"][load]["failures"] == []
-
-
-def test_budget_decides_what_is_loaded(citizen: Citizen) -> None:
-    whole, part, nothing = (citizen["low_vram"][f"{name} lora"] for name in SHARES)
-    assert whole["loaded"] == whole["all"]
-    assert 0.5 * part["all"] < part["loaded"] < 0.9 * part["all"]
-    assert nothing["loaded"] < 0.05 * nothing["all"]  # norms and modulation
-
-
-@pytest.mark.parametrize("load", LOADS)
-def test_unloaded_weights_rest_where_they_were(citizen: Citizen, load: str) -> None:
-    seen = citizen["low_vram"][load]
-    assert seen["unloaded_in_place"]
-    assert seen["left"] < 0.05 * seen["all"]
-
-
-def test_lora_factors_travel_only_with_weights_that_travel(citizen: Citizen) -> None:
-    sent = {
-        share: citizen["low_vram"][f"{share} lora"]["sent"]
-        - citizen["low_vram"][f"{share} plain"]["sent"]
-        for share in SHARES
-    }
-    factors = citizen["room_for_factors"]["factors"]
-    assert sent["whole"] == 0
-    assert sent["nothing"] == factors
-    assert sent["part"] < 0.5 * factors
-
-
-def test_lora_factors_count_as_part_of_the_model(citizen: Citizen) -> None:
-    room = citizen["room_for_factors"]
-    assert room["larger"] == room["factors"] > 0
-    assert room["clones"] == 0
-
-
-def test_dynamic_patcher_gives_what_the_other_gives(citizen: Citizen) -> None:
-    dynamic = citizen["dynamic"]
-    assert dynamic["is_dynamic"]
-    assert dynamic["plain"]
-    assert dynamic["lora"] < 1e-6
-    assert dynamic["norm_and_modulation"] < 1e-6
-    assert dynamic["removed"]
-
-
-def test_clone_without_dynamic_memory_is_a_model_on_the_same_weights(citizen: Citizen) -> None:
-    dynamic = citizen["dynamic"]
-    assert not dynamic["delegate_is_dynamic"]
-    assert dynamic["delegate_is_its_own"]
-    assert dynamic["delegate_shares"]
-    assert dynamic["delegate"] < 1e-6
-    assert dynamic["after_delegate"]
 
 
 def alive(server: Server) -> int:

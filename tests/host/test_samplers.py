@@ -1,17 +1,15 @@
-"""The MultiTalk Sampler with ComfyUI's samplers and schedulers.
-
-Latents are compared by relative norm in float32.
-"""
+"""The MultiTalk Sampler on a server: its inputs, progress, caching and interruption."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from PIL import Image
 
 from comfyui_multitalk.tests.host import graphs
+from comfyui_multitalk.tests.support.comfyui import failure
 from comfyui_multitalk.tests.support.websocket import Listener
 
 if TYPE_CHECKING:
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.host
 
-ROUNDING = 1e-5
 FAST = {
     "text_guidance_start": 0.0,
     "text_guidance_end": 1.0,
@@ -28,94 +25,6 @@ FAST = {
     "step_cache": 0.0,
 }
 """The fast modes' inputs, with the values that leave them off."""
-Sampled = dict[str, Any]
-
-
-def test_sampler_with_comfyui_around_it_gives_the_cores_latents(sampled: Sampled) -> None:
-    worst = {name: row["sampler"] for name, row in sampled["equality"].items()}
-    assert len(worst) == 8
-    assert max(worst.values()) < ROUNDING, worst
-
-
-@pytest.mark.parametrize("method", ["multitalk", "infinitetalk"])
-def test_later_segment_by_euler_gives_the_cores_latents(sampled: Sampled, method: str) -> None:
-    first, second = sampled["segments"][method]
-    assert first < ROUNDING
-    assert second < ROUNDING
-
-
-def test_every_sampler_counts_its_steps(sampled: Sampled) -> None:
-    assert len(sampled["kept"]) > 40
-    for name, row in sampled["kept"].items():
-        assert row["steps"] == [[step, 4] for step in range(4)], name
-
-
-def test_every_sampler_ends_with_the_frames_taken_over(sampled: Sampled) -> None:
-    for name, row in sampled["kept"].items():
-        assert row["end"], name
-        assert 0 < row["rest"] < 100, name  # the new frames are numbers, and not all the same
-
-
-def test_every_sampler_shows_infinitetalk_clean_frames_at_every_call(sampled: Sampled) -> None:
-    rows = {n: row for n, row in sampled["kept"].items() if n.endswith("infinitetalk")}
-    assert len(rows) > 20
-    for name, row in rows.items():
-        assert row["clean"] == 0, name
-
-
-def test_every_sampler_shows_multitalk_frames_at_the_calls_noise_level(sampled: Sampled) -> None:
-    rows = {n: row for n, row in sampled["kept"].items() if n.endswith(", multitalk")}
-    assert len(rows) > 20
-    for name, row in rows.items():
-        # 192 numbers: their spread is 1 within a tenth or two if the level is right.
-        assert all(0.8 < spread < 1.2 for spread in row["noise"]), name
-        if name == "euler, multitalk":
-            assert row["same_noise"] > 1  # upstream draws anew at each step
-        else:
-            assert row["same_noise"] < 1e-3, name
-
-
-@pytest.mark.parametrize("scheduler", ["multitalk", "simple", "beta"])
-def test_samplers_find_the_spread_of_a_model_of_which_all_is_known(
-    sampled: Sampled, scheduler: str
-) -> None:
-    spreads = {n: v for n, v in sampled["right"].items() if n.endswith(f", {scheduler}")}
-    left_out = spreads.pop(f"res_multistep_ancestral, {scheduler}")
-    single_step = spreads.pop(f"lcm, {scheduler}")  # takes the mean of what may have been
-    assert len(spreads) > 20
-    assert all(0.8 < value < 1.25 for value in spreads.values()), spreads
-    assert 0.5 < single_step < 0.8
-    assert left_out > 1.3  # why it is left out
-
-
-def test_schedules_fall_from_pure_noise_to_none_in_as_many_steps(sampled: Sampled) -> None:
-    for name, levels in sampled["schedules"].items():
-        steps = int(name.split(", ")[1])
-        assert len(levels) == steps + 1, name
-        assert (levels[0], levels[-1]) == (1.0, 0.0), name
-        assert levels == sorted(levels, reverse=True), name
-
-
-def test_upstreams_schedule_is_euler_s_and_others_skip_its_last_level_but_one(
-    sampled: Sampled,
-) -> None:
-    schedules = sampled["schedules"]
-    assert schedules["multitalk, 4, euler"][-2] < 0.01
-    assert schedules["multitalk, 4, lcm"][-2] > 0.6
-    assert schedules["simple, 4, euler"] == schedules["simple, 4, lcm"]
-    assert schedules["simple, 4, uni_pc"] != schedules["simple, 4, lcm"]  # as KSampler has it
-
-
-def test_previews_are_shown_at_every_step_finer_with_a_small_autoencoder(
-    sampled: Sampled,
-) -> None:
-    assert sampled["previews"]["latent2rgb"] == [[6, 4]] * 4
-    assert sampled["previews"]["taesd"] == [[48, 32]] * 4
-
-
-def test_what_a_sampler_draws_is_fixed_by_seed_and_segment(sampled: Sampled) -> None:
-    assert sampled["draws"]["again"]
-    assert sampled["draws"]["later"]
 
 
 def frames(server: Server, graph: graphs.Graph) -> torch.Tensor:
@@ -232,3 +141,12 @@ def test_unknown_sampler_is_rejected_as_comfyui_does(server: Server) -> None:
     assert status == 400
     ((error,),) = [entry["errors"] for entry in answer["node_errors"].values()]
     assert error["type"] == "value_not_in_list"
+
+
+def test_part_without_steps_is_said_on_the_sampler(server: Server) -> None:
+    graph = graphs.short(text_guidance_start=0.5, text_guidance_end=0.5)
+    error = failure(server.run(graph))
+    assert error["node_type"] == "MTK_Sampler"
+    assert (
+        "`text_guidance_start` is 0.5 and `text_guidance_end` is 0.5" in error["exception_message"]
+    )

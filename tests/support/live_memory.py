@@ -1,4 +1,4 @@
-"""Counts the bytes of the tensors that are alive, on any device, the meta device included."""
+"""Counts the bytes of live tensors on any device, the meta device included."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """While it is entered, follows the tensors that operations make until they are freed.
+    """While entered, tracks the tensors that operations create until they are freed.
 
     Attributes:
         peak: Most bytes alive at once; may be set back to 0.
@@ -22,12 +22,12 @@ class LiveMemory(TorchDispatchMode):
         super().__init__()
         self.peak = 0
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._total = 0  # of the above, some of which may be gone
+        self._total = 0  # of `_alive`, some of which may be freed
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Run an operation and count what it made; views of older tensors count nothing."""
+        """Run an operation and count its new tensors; views of older ones count nothing."""
         for tensor in tree_leaves((args, kwargs)):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage(), size=0)

@@ -1,4 +1,4 @@
-"""What several test processes share is made by one of them while the others wait."""
+"""A lock between test processes: one makes what all need, and the others wait."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache"
 
 
 def one_at_a_time(name: str) -> FileLock:
-    """Give a lock between processes, to hold while something in the repository is made."""
+    """Give the lock to take while a file of the repository's cache is made."""
     CACHE.mkdir(exist_ok=True)
     return FileLock(CACHE / f"{name}.lock")

@@ -1,65 +1,55 @@
-"""What the scripts inside ComfyUI share: ComfyUI without a server, the pack, and a scene to sample.
-
-Imported before anything of ComfyUI: it reads the script's arguments COMFYUI PACK TINY SCRATCH.
-"""
+"""What the tests inside ComfyUI share: a scene to sample, ComfyUI's own Wan, changes of a MODEL."""
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-COMFYUI, PACK, TINY, SCRATCH = (Path(argument) for argument in sys.argv[1:5])
-sys.path.insert(0, str(COMFYUI))
-sys.argv = [sys.argv[0], "--cpu", "--base-directory", str(SCRATCH)]
+import comfy.ldm.wan.model
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import torch
+from comfy_extras.nodes_wan import WanImageToVideo
+from torch.nn import functional
 
-import comfy.options  # noqa: E402
-
-comfy.options.enable_args_parsing()
-
-import comfy.ldm.wan.model  # noqa: E402
-import comfy.model_base  # noqa: E402
-import comfy.model_patcher  # noqa: E402
-import comfy.ops  # noqa: E402
-import comfy.sd  # noqa: E402
-import comfy.supported_models  # noqa: E402
-import comfy.utils  # noqa: E402
-import torch  # noqa: E402
-from comfy_extras.nodes_wan import WanImageToVideo  # noqa: E402
-
-import nodes as comfy_nodes  # noqa: E402
-
-_spec = importlib.util.spec_from_file_location(
-    "comfyui_multitalk", PACK / "__init__.py", submodule_search_locations=[str(PACK)]
-)
-assert _spec is not None and _spec.loader is not None
-sys.modules["comfyui_multitalk"] = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(sys.modules["comfyui_multitalk"])
-
-from comfyui_multitalk.nodes.host import text, vision  # noqa: E402
-from comfyui_multitalk.wan_gguf_loader.files import open_weights  # noqa: E402
+import nodes as comfy_nodes  # ComfyUI's
+from comfyui_multitalk.dev.tiny import wan
+from comfyui_multitalk.nodes.host import text, vision
+from comfyui_multitalk.tests.support.tiny import tiny_set
+from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
 PROMPT = "A person looks into the camera and talks."
 CPU = torch.device("cpu")
 KEY = "diffusion_model.blocks.0.self_attn.q.weight"
-BASE = TINY / "wan_tiny_i2v_Q4_K_M.gguf"
-ADAPTER = TINY / "multitalk_tiny.safetensors"
+SEED = 11
+TINY = tiny_set()
+BASE, ADAPTER = TINY.base, TINY.adapter
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Relative norm of the difference."""
+    """Give the relative norm of the difference."""
     return float((a.float() - b.float()).norm() / b.float().norm())
 
 
+def weight_of(patcher: Any) -> torch.Tensor:
+    """Give one quantised weight of a MODEL."""
+    weight: torch.Tensor = comfy.utils.get_attr(patcher.model, KEY)
+    return weight
+
+
 class Scene:
-    """A WanImageToVideo conditioning of `length` frames and a KSampler run on it."""
+    """A WanImageToVideo conditioning of `length` frames, and KSampler run on it."""
 
     def __init__(self, length: int = 9) -> None:
         torch.manual_seed(0)
-        self.clip = text.load_text_encoder(TINY / "umt5_tiny.safetensors")
-        self.clip_vision = vision.load_clip_vision(TINY / "clip_vision_tiny.safetensors")
-        self.vae = comfy.sd.VAE(comfy.utils.load_torch_file(str(TINY / "wan_vae_tiny.safetensors")))
+        self.clip = text.load_text_encoder(TINY.text_encoder)
+        self.clip_vision = vision.load_clip_vision(TINY.clip_vision)
+        self.vae = comfy.sd.VAE(comfy.utils.load_torch_file(str(TINY.vae)))
         self.photo = torch.rand(1, 64, 80, 3)
         seen = self.clip_vision.encode_image(self.photo)
         positive, negative = (
@@ -79,13 +69,29 @@ class Scene:
         ).args
 
     def sample(self, patcher: Any, *, steps: int = 3, conditions: Any = None) -> torch.Tensor:
-        """Run KSampler: three steps of Euler at a guidance of 3."""
+        """Run KSampler: Euler steps at a guidance of 3."""
         positive, negative, latent = conditions or self.conditions
         result = comfy_nodes.common_ksampler(
             patcher, 0, steps, 3.0, "euler", "simple", positive, negative, latent
         )
         samples: torch.Tensor = result[0]["samples"]
         return samples
+
+    def forward(self, patcher: Any) -> torch.Tensor:
+        """Call the network as it is loaded now."""
+        generator = torch.Generator().manual_seed(3)
+        ((context, told),) = self.conditions[0]
+        seen = told["clip_vision_output"].penultimate_hidden_states
+        x = torch.randn(1, 36, 3, 8, 10, generator=generator)
+        velocity: torch.Tensor = patcher.model.diffusion_model(
+            x, torch.tensor([500.0]), context, seen
+        )
+        return velocity
+
+    def forward_loaded(self, patcher: Any) -> torch.Tensor:
+        """Load the network wholly, and call it."""
+        comfy.model_management.load_models_gpu([patcher])
+        return self.forward(patcher)
 
 
 def comfyui_wan() -> Any:
@@ -108,9 +114,9 @@ def comfyui_wan() -> Any:
         }
     )
     config.set_inference_dtype(torch.float32, None)
-    wan = _WanWithImageWidth(config, weights["img_emb.proj.0.weight"].shape[0])
-    wan.load_model_weights(weights, "")
-    return comfy.model_patcher.ModelPatcher(wan, torch.device("cpu"), torch.device("cpu"))
+    net = _WanWithImageWidth(config, weights["img_emb.proj.0.weight"].shape[0])
+    net.load_model_weights(weights, "")
+    return comfy.model_patcher.ModelPatcher(net, CPU, CPU)
 
 
 class _WanWithImageWidth(comfy.model_base.WAN21):
@@ -129,17 +135,29 @@ class _WanWithImageWidth(comfy.model_base.WAN21):
         )
 
 
-def scene_forward(patched: Any, scene: Scene) -> torch.Tensor:
-    """Call the network as it is loaded now."""
-    generator = torch.Generator().manual_seed(3)
-    net = patched.model.diffusion_model
-    context = scene.conditions[0][0][0]
-    seen = scene.conditions[0][0][1]["clip_vision_output"].penultimate_hidden_states
-    x = torch.randn(1, 36, 3, 8, 10, generator=generator)
-    velocity: torch.Tensor = net(x, torch.tensor([500.0]), context, seen)
-    return velocity
+def load_lora(name: str = "tiny") -> dict[str, torch.Tensor]:
+    """Read the tiny set's LoRA; `second` is another one, drawn now."""
+    if name == "second":
+        weights, _ = wan.base_and_adapter(seed=SEED)
+        return wan.lora(weights, seed=SEED + 1)
+    file: dict[str, torch.Tensor] = comfy.utils.load_torch_file(str(TINY.lora))
+    return file
 
 
-def scene_forward_loaded(patched: Any, scene: Scene) -> torch.Tensor:
-    comfy.model_management.load_models_gpu([patched])
-    return scene_forward(patched, scene)
+def with_lora(patcher: Any, strength: float = 1.0, name: str = "tiny") -> Any:
+    """Give a clone with a LoRA, as LoraLoaderModelOnly does."""
+    return comfy.sd.load_lora_for_models(patcher, None, load_lora(name), strength, 0.0)[0]
+
+
+def with_attention(patcher: Any, override: Callable[..., torch.Tensor]) -> Any:
+    """Give a clone with an attention override."""
+    clone = patcher.clone()
+    clone.model_options["transformer_options"]["optimized_attention_override"] = override
+    return clone
+
+
+def torch_attention(_function: Any, *tensors: Any, **_options: Any) -> torch.Tensor:
+    """Attend by torch alone, which can be traced and runs on the meta device."""
+    *qkv, heads = tensors[:4]
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in qkv)
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -1,13 +1,11 @@
-"""The tiny models inside ComfyUI, ready to be sampled in all ways, for `sampling.py`."""
+"""The tiny models with a photo, prompts and voices, to sample a talking video in every way."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
-from scene import ADAPTER, BASE, TINY
-
-# isort: split
 import comfy.sd
 import comfy.utils
 import torch
@@ -16,17 +14,24 @@ from comfy_extras.nodes_wan import WanImageToVideo
 from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.config import SamplingConfig
-from comfyui_multitalk.multitalk_core.engine import Speech, Step, generate
+from comfyui_multitalk.multitalk_core.engine import Step
 from comfyui_multitalk.multitalk_core.geometry import Size
-from comfyui_multitalk.multitalk_core.inputs.masks import speaker_masks
+from comfyui_multitalk.multitalk_core.inputs.scene import Scene, Text, compose
+from comfyui_multitalk.multitalk_core.inputs.speech import Speech
 from comfyui_multitalk.multitalk_core.inputs.timeline import Sound, Timeline
-from comfyui_multitalk.multitalk_core.method.sampler import Solver
+from comfyui_multitalk.multitalk_core.method.conditioning import Condition, Motion
+from comfyui_multitalk.multitalk_core.method.sampler import (
+    EulerSampler,
+    SegmentInputs,
+    SegmentSampler,
+)
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.nodes.guider import MultiTalkGuider
 from comfyui_multitalk.nodes.host import model, sampling, text, vision
 from comfyui_multitalk.nodes.host.session import Session
 from comfyui_multitalk.nodes.sigmas import MultiTalkSigmas
 from comfyui_multitalk.nodes.sockets import SpokenAudio
+from comfyui_multitalk.tests.host.inside.scene import ADAPTER, BASE, TINY
 
 SIZE = Size(32, 48)
 SEED = 5
@@ -38,13 +43,27 @@ FAST = (
 """Settings of the fast modes."""
 
 
+SPREAD = 0.5
+"""Standard deviation of the clean latents of `mean_of_normal`."""
+
+
+def mean_of_normal(x: Tensor, level: Any) -> Tensor:
+    """Give the mean of what clean latents, normal around 0, may have been at a noise level."""
+    rest = 1 - level
+    return rest * SPREAD**2 * x / (rest**2 * SPREAD**2 + level**2)
+
+
 def draw(*shape: int, seed: int = 0) -> Tensor:
     """Draw normal numbers."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 class Core:
-    """The transformer as core calls it, past ComfyUI's calling convention."""
+    """The transformer as core calls it, without ComfyUI's calling convention.
+
+    Attributes:
+        called: The timestep of each call.
+    """
 
     def __init__(self, net: MultiTalkModel) -> None:
         self._net = net
@@ -57,15 +76,15 @@ class Core:
         return MultiTalkModel.forward(self._net, latents, timestep, **named)
 
 
-class Scene:
-    """The models, a photo of the video's size, two prompts and two voices."""
+class Talk:
+    """The models, a photo of the size of the video, two prompts and up to two voices."""
 
     def __init__(self) -> None:
         self.base = model.load_base(BASE)
         self.model = model.load_adapter(self.base, ADAPTER)
-        clip = text.load_text_encoder(TINY / "umt5_tiny.safetensors")
-        self.clip_vision = vision.load_clip_vision(TINY / "clip_vision_tiny.safetensors")
-        self.vae = comfy.sd.VAE(comfy.utils.load_torch_file(str(TINY / "wan_vae_tiny.safetensors")))
+        clip = text.load_text_encoder(TINY.text_encoder)
+        self.clip_vision = vision.load_clip_vision(TINY.clip_vision)
+        self.vae = comfy.sd.VAE(comfy.utils.load_torch_file(str(TINY.vae)))
         pixels = draw(1, *SIZE, 3, seed=1).mul(40).add(128).clamp(0, 255).round()
         self.photo = pixels / 255
         self.prompts = [
@@ -75,7 +94,7 @@ class Scene:
         self.session = Session(self.model, vae=self.vae, clip_vision=self.clip_vision)
 
     def spoken(self, num_speakers: int, *, num_frames: int = 9) -> SpokenAudio:
-        """Give features as a Wav2Vec2 would."""
+        """Give voices as MultiTalk Audio Embeds does, with drawn features."""
         audio = self.session.transformer.config.audio
         assert audio is not None
         features = [
@@ -90,58 +109,89 @@ class Scene:
             encoder="none",
         )
 
+    @property
+    def text(self) -> Text:
+        """Both prompts."""
+        return Text(*(conditioning[0][0] for conditioning in self.prompts))
+
     def segments(
         self,
         spoken: SpokenAudio,
         config: SamplingConfig,
-        solver: Solver,
+        sampler: SegmentSampler,
         *,
         on_step: Callable[[Step], None] | None = None,
-        core: Core | None = None,
     ) -> list[Tensor]:
-        """Run `generate` and give the latents of each segment; `core` notes who calls it."""
+        """Make a video with the engine; give the latents of each segment."""
         seen = []
 
-        def recorded(*args: Any, **kwargs: Any) -> Tensor:
-            seen.append(solver(*args, **kwargs))
-            return seen[-1]
+        class Recorded:
+            def sample(self, *args: Any, **given: Any) -> Tensor:
+                seen.append(sampler.sample(*args, **given))
+                return seen[-1]
 
-        masks = speaker_masks(spoken.regions, photo=SIZE) if len(spoken.regions) > 1 else None
-        list(
-            generate(
-                core or Core(self.session.transformer),
-                self.session.vae,
-                self.session.image_encoder,
-                photo=(self.photo[0] * 255).to(torch.uint8),
-                speech=spoken.speech,
-                masks=masks,
-                text=self.prompts[0][0][0],
-                negative_text=self.prompts[1][0][0],
-                size=SIZE,
-                config=config,
-                generator=torch.Generator().manual_seed(SEED),
-                device="cpu",
-                dtype=torch.float32,
-                on_step=on_step,
-                solver=recorded,
-            )
+        photo = (self.photo[0] * 255).to(torch.uint8)
+        scene = Scene(
+            picture=compose(photo, spoken.regions, size=SIZE),
+            speech=spoken.speech,
+            text_at=lambda _: self.text,
         )
+        engine = self.session.engine(Recorded())
+        list(engine.segments(scene, config, seed=SEED, on_step=on_step))
         return seen
 
-    def solver(self, name: str = "euler", **changes: Any) -> sampling.SegmentSolver:
-        """Give the MultiTalk Sampler's solver."""
+    def core(self, net: Core | None = None) -> EulerSampler:
+        """Give the core's own sampler; `net` notes its calls."""
+        return EulerSampler(net or Core(self.session.transformer), dtype=torch.float32)
+
+    def sampler(
+        self, name: str = "euler", *, patched: Any = None, **changes: Any
+    ) -> sampling.HostSampler:
+        """Give the sampler of the MultiTalk Sampler node."""
         settings = {
             "positive": {},
             "negative": {},
             "scheduler": "multitalk",
-            "shift": CONFIG.shift,
             "seed": SEED,
             **changes,
         }
-        return sampling.SegmentSolver(self.model, sampler_name=name, **settings)
+        return sampling.HostSampler(patched or self.model, sampler_name=name, **settings)
+
+    def sample_segment(
+        self,
+        call: Callable[[Any, dict[str, Any]], Tensor],
+        name: str,
+        motion: Motion,
+        *,
+        noise: Tensor,
+        start: int = 0,
+        index: int = 1,
+        config: SamplingConfig,
+        on_step: Callable[[int, int, Any], None] = lambda *_: None,
+    ) -> Tensor:
+        """Sample one segment by the MultiTalk Sampler, with a function in place of the network."""
+        patched = self.model.clone()
+        patched.set_model_unet_function_wrapper(call)
+        frames = 4 * noise.shape[2] - 3
+        channels = draw(1, 20, *noise.shape[2:])
+        return self.sampler(name, patched=patched).sample(
+            noise,
+            SegmentInputs(
+                index=index,
+                condition=Condition(channels[:, 4:], channels[:, :4], draw(1, 257, 64), motion),
+                windows=self.spoken(1).speech.windows(
+                    SimpleNamespace(start=start, stop=start + frames)
+                ),
+                text=self.text,
+                token_masks=None,
+            ),
+            config=config,
+            generator=torch.Generator().manual_seed(SEED),
+            on_step=on_step,
+        )
 
     def conditioning(self, *, frames: int = 9) -> tuple[Any, Any, Any]:
-        """Give what WanImageToVideo makes of the photo, with our way of showing it to CLIP."""
+        """Give what WanImageToVideo makes of the photo, which CLIP sees uncropped."""
         seen = self.clip_vision.encode_image(self.photo)
         seen["penultimate_hidden_states"] = vision.encode_picture(
             self.clip_vision, self.photo.movedim(-1, 1) * 2 - 1
