@@ -85,8 +85,8 @@ class GraphPage:
         page.on("pageerror", lambda error: self.failures.append(str(error)))
 
     def open(self, name: str) -> None:
-        """Open one of the pack's workflows."""
-        workflow = json.loads((graphs.FOLDER / f"{name}.json").read_text())
+        """Open one of the pack's workflows, named as its API form."""
+        workflow = json.loads((graphs.FOLDER / f"{graphs.TITLES[name]}.json").read_text())
         self.page.evaluate("([w, n]) => app.loadGraphData(w, true, true, n)", [workflow, name])
         self.page.wait_for_function(f"app.graph.nodes.length == {len(workflow['nodes'])}")
 

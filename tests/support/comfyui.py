@@ -134,7 +134,7 @@ class Server:
         model_paths.write_text(self._launch.model_paths.replace("{base}", str(self.base)))
         packs = self.base / "custom_nodes"
         packs.mkdir()
-        (packs / "comfyui-multitalk").symlink_to(self._launch.pack, target_is_directory=True)
+        (packs / "multitalk-wan-gguf").symlink_to(self._launch.pack, target_is_directory=True)
         port = self.url.rpartition(":")[2]
         command = [str(self._installation.python), "main.py", *self._launch.arguments]
         command += [

@@ -95,7 +95,7 @@ def _command(files: Path, out: Path) -> list[str]:
         "base": files / "wan_tiny_i2v_Q8_0.gguf",
         "adapter": files / "multitalk_tiny.safetensors",
         "wav2vec": files / "wav2vec2_tiny.safetensors",
-        "vae": files / "wan_vae_tiny.safetensors",
+        "vae": files / "vae" / "wan_vae_tiny.safetensors",
         "text-encoder": files / "umt5_tiny.safetensors",
         "clip-vision": files / "clip_vision_tiny.safetensors",
         "steps": 8,

@@ -189,7 +189,7 @@ def test_memory_running_out_in_the_vae_takes_the_next_plan(
 
 def test_tiles_change_the_picture_a_little(repository: Path) -> None:
     """On the tiny autoencoder that was trained: bounds on what a seam may show."""
-    with open_weights(repository / "models" / "tiny" / "wan_vae_tiny.safetensors") as file:
+    with open_weights(repository / "models" / "tiny" / "vae" / "wan_vae_tiny.safetensors") as file:
         vae = load_vae(file, device=CPU, dtype=torch.float32)
     rows, columns = torch.linspace(0, 9, 416)[:, None], torch.linspace(0, 3, 128)[None]
     waves = torch.stack([(rows * k + columns).sin() * (columns * k).cos() for k in (1, 2, 3)])
