@@ -17,8 +17,8 @@ class Example(io.ComfyNode):
             display_name="MultiTalk Example",
             category="MultiTalk",
             description=(
-                "A photo and a voice that come with the pack: a drawn person, and 5 seconds of "
-                "speech made by a computer. The tiny models know such drawings only."
+                "A photo and a voice that come with the pack: a drawn person, and one "
+                "sentence spoken by a computer. The tiny models know such drawings only."
             ),
             search_aliases=["multitalk", "demo", "sample photo", "sample voice"],
             inputs=[],

@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 _INPUTS = Path(__file__).resolve().parents[2] / "workflows" / "inputs"
+_SENTENCE = (0.64, 2.68)
+"""Where one sentence begins and ends in the voice, in seconds; silence before and after it."""
 
 
 def read_photo() -> Tensor:
@@ -24,6 +26,8 @@ def read_photo() -> Tensor:
 def read_voice() -> dict[str, Any]:
     """Read the voice as ComfyUI's AUDIO: `waveform` `(1, 1, N)` in [-1, 1], `sample_rate` in Hz."""
     with wave.open(str(_INPUTS / "tiny_voice.wav")) as file:
-        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32)
         rate = file.getframerate()
+        start, stop = (round(seconds * rate) for seconds in _SENTENCE)
+        file.setpos(start)
+        samples = np.frombuffer(file.readframes(stop - start), "<i2").astype(np.float32)
     return {"waveform": torch.from_numpy(samples / 32768)[None, None], "sample_rate": rate}

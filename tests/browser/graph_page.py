@@ -86,7 +86,7 @@ class GraphPage:
 
     def open(self, name: str) -> None:
         """Open one of the pack's workflows, named as its API form."""
-        workflow = json.loads((graphs.FOLDER / f"{graphs.TITLES[name]}.json").read_text())
+        workflow = json.loads(graphs.file(name).read_text(encoding="utf-8"))
         self.page.evaluate("([w, n]) => app.loadGraphData(w, true, true, n)", [workflow, name])
         self.page.wait_for_function(f"app.graph.nodes.length == {len(workflow['nodes'])}")
 

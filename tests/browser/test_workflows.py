@@ -30,7 +30,7 @@ WIRE = """small => { const box = app.graph.nodes[0];
 """Gives the subgraph a photo, a voice and a place to save, and small settings."""
 
 
-@pytest.mark.parametrize("name", graphs.WORKFLOWS)
+@pytest.mark.parametrize("name", graphs.TITLES)
 def test_workflow_opens_without_missing_nodes_and_equals_its_api_form(
     page: GraphPage, name: str
 ) -> None:

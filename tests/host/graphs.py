@@ -73,6 +73,11 @@ def link(place: Path, file: Path) -> None:
     place.symlink_to(file)
 
 
+def file(name: str) -> Path:
+    """Give the file of the template whose API form has a name."""
+    return FOLDER / f"{TITLES[name]}.json"
+
+
 def load(name: str, **settings: Any) -> Graph:
     """Load a workflow's API form, with small settings, and those given on the sampler."""
     graph: Graph = json.loads((FOLDER / "api" / f"{name}.json").read_text())

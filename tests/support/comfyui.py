@@ -48,7 +48,7 @@ class Installation:
 
     def __init__(self, root: Path, *, cache: Path) -> None:
         self.root = root
-        self.python = _with_dependencies(_python_of(root), cache=cache)
+        self.python = _with_dependencies(python_of(root), cache=cache)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -232,7 +232,8 @@ def failure(history: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found[0])
 
 
-def _python_of(root: Path) -> Path:
+def python_of(root: Path) -> Path:
+    """Give the Python that runs the ComfyUI in a folder."""
     stated = os.environ.get("COMFYUI_PYTHON")
     if stated:
         return Path(stated)
