@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 NODES = json.loads(SCHEMA.read_text())
-CATEGORY = "MultiTalk (Wan2.1 GGUF)"
 LOADED = """address => { const image = [...document.images].find(i => i.src.endsWith(address));
     return !!image && image.complete && image.naturalWidth > 0 }"""
 THUMBNAIL = """name => { const image =
@@ -50,32 +49,13 @@ def chinese(page: GraphPage) -> Iterator[GraphPage]:
 
 
 def test_templates_show_their_thumbnails(page: GraphPage) -> None:
-    browse_templates(page)
+    page.clear()
+    page.browse_templates()
     for title in graphs.TITLES.values():
         page.page.get_by_test_id(f"template-workflow-{title}").scroll_into_view_if_needed()
         page.page.wait_for_function(THUMBNAIL, arg=title)
     page.page.keyboard.press("Escape")
     assert page.failures == []
-
-
-@pytest.mark.parametrize("name", graphs.TITLES)
-def test_template_opens_from_the_browser_and_runs(page: GraphPage, name: str) -> None:
-    browse_templates(page)
-    page.page.get_by_test_id(f"template-workflow-{graphs.TITLES[name]}").click()
-    num_nodes = len(json.loads(graphs.file(name).read_text(encoding="utf-8"))["nodes"])
-    page.page.wait_for_function(f"app.graph.nodes.length == {num_nodes}")
-    assert page.missing() == []
-    page.make_small()
-    assert page.run() == "success"
-    assert page.marked() == []
-    assert page.failures == []
-
-
-def browse_templates(page: GraphPage) -> None:
-    """Show the pack's category in the template browser."""
-    page.clear()
-    page.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.page.get_by_text(CATEGORY, exact=True).first.click()
 
 
 def test_help_page_shows_text_and_picture(page: GraphPage) -> None:

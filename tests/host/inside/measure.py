@@ -340,7 +340,7 @@ def interrupt(scene: Scene) -> dict[str, Any]:
 
 def empty_lists(_scene: Scene) -> dict[str, Any]:
     """What a list without files offers, and what choosing that says; there are no models here."""
-    (hint,) = folders.WAV2VEC2.choices()
+    hint, _tiny = folders.WAV2VEC2.choices()
     return {"hint": hint, "said": folders.WAV2VEC2.check(hint), "folder": str(SCRATCH)}
 
 
