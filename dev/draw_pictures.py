@@ -1,4 +1,4 @@
-"""Draws thumbnails and icon: python -m comfyui_multitalk.dev.draw_pictures
+"""Draws thumbnails, icon and banner: python -m comfyui_multitalk.dev.draw_pictures
 
 A thumbnail shows the workflow's photo over the waveforms of its voices, one colour per speaker.
 ComfyUI looks for it beside the workflow, as `.jpg`.
@@ -19,8 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "workflows" / "inputs"
 TEMPLATES = ROOT / "workflows"
 ICON = ROOT / "docs" / "icon.png"
+BANNER = ROOT / "docs" / "banner.png"
 SIDE, BAND, BARS = 640, 132, 64  # pixels, pixels, bars over the whole width
 ICON_SIDE = 400
+BANNER_SIZE = (1050, 450)  # pixels: 21:9, as the registry asks
 BACKGROUND = "#17191f"
 SPEAKERS = ("#4aa3ff", "#ff9d3b")
 
@@ -34,10 +36,13 @@ class Thumbnail(NamedTuple):
 
 
 THUMBNAILS = {
-    "photo_to_talking_video": Thumbnail("portrait.png", ("voice.wav",), "40 steps"),
-    "photo_to_talking_video_quick": Thumbnail("portrait.png", ("voice.wav",), "4 steps"),
-    "two_speakers": Thumbnail("pair.png", ("left.wav", "right.wav"), "2 speakers"),
-    "one_segment_custom_sampler": Thumbnail("portrait.png", ("voice.wav",), "custom sampler"),
+    "Try it now": Thumbnail("tiny_portrait.png", ("tiny_voice.wav",), "no downloads"),
+    "Photo to talking video": Thumbnail("portrait.png", ("voice.wav",), "40 steps"),
+    "Photo to talking video (quick)": Thumbnail("portrait.png", ("voice.wav",), "4 steps"),
+    "Two people talking": Thumbnail("pair.png", ("left.wav", "right.wav"), "2 speakers"),
+    "One segment with a custom sampler": Thumbnail(
+        "portrait.png", ("voice.wav",), "custom sampler"
+    ),
 }
 
 
@@ -46,6 +51,7 @@ def main() -> None:
     for name, thumbnail in THUMBNAILS.items():
         draw_thumbnail(thumbnail).save(TEMPLATES / f"{name}.jpg", quality=88)
     draw_icon().save(ICON, optimize=True)
+    draw_banner().quantize(128).save(BANNER, optimize=True)
 
 
 def draw_thumbnail(shown: Thumbnail) -> Image.Image:
@@ -85,6 +91,23 @@ def draw_icon() -> Image.Image:
         box = at(x, 175 - height / 2, x + 20, 175 + height / 2)
         pen.rounded_rectangle(box, 10 * scale, fill=color)
     return picture.resize((ICON_SIDE, ICON_SIDE), Image.Resampling.LANCZOS)
+
+
+def draw_banner() -> Image.Image:
+    """Draw the photo of the example beside the icon and the pack's name."""
+    width, height = BANNER_SIZE
+    picture = Image.new("RGB", BANNER_SIZE, BACKGROUND)
+    photo = Image.open(EXAMPLES / "portrait.png").convert("RGB")
+    picture.paste(photo.resize((height, height), Image.Resampling.LANCZOS))
+    icon = draw_icon().resize((150, 150), Image.Resampling.LANCZOS)
+    left = height + 60
+    picture.paste(icon, (left - 24, 40), icon)
+    pen = ImageDraw.Draw(picture)
+    pen.text((left, 210), "MultiTalk", font=ImageFont.load_default(84), fill="white")
+    text = "A photo and a voice become\na talking video: Wan2.1 in GGUF"
+    pen.text((left, 326), text, font=ImageFont.load_default(30), fill="#c9ced8", spacing=12)
+    assert pen.textbbox((left, 326), text, font=ImageFont.load_default(30))[2] < width
+    return picture
 
 
 def _samples(path: Path) -> NDArray[np.float64]:

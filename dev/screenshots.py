@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import FloatRect
 
 IMAGES = ROOT / "web" / "docs" / "images"
-TEMPLATES = ("two_speakers", "one_segment_custom_sampler")
+TEMPLATES = ("two_speakers", "one_segment_custom_sampler", "try_it_now")
 """Those that hold every node between them."""
 MARGIN = 36  # pixels of the graph around a node
 _CORNER = (460, 190)  # where a node's top left corner comes to lie on the page

@@ -5,7 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .audio import MultiTalkAudioEmbeds
+from .example import Example
 from .guider import MultiTalkGuider
+from .host.folders import offer_tiny_vae
 from .loaders import LoadAdapter, LoadCLIPVision, LoadUMT5, LoadWan, LoadWav2Vec2
 from .preview import PreviewSpeakers, PreviewStrip
 from .sampler import MultiTalkSampler
@@ -18,12 +20,14 @@ class MultiTalkExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Give every node, in the order of a workflow."""
+        offer_tiny_vae()
         return [
             LoadWan,
             LoadAdapter,
             LoadUMT5,
             LoadCLIPVision,
             LoadWav2Vec2,
+            Example,
             MultiTalkSpeaker,
             MultiTalkAudioEmbeds,
             PreviewSpeakers,

@@ -54,12 +54,17 @@ class TinySet(NamedTuple):
 
 
 class TrainedSet(TinySet):
-    """Paths of a trained set's files: as of a tiny set, with another base and without LoRA."""
+    """Where the files of a trained set lie: no LoRA; the VAE in a folder that ComfyUI can list."""
 
     @property
     def base(self) -> Path:
         """Wan2.1 image-to-video transformer, Q8_0."""
         return self.folder / "wan_tiny_i2v_Q8_0.gguf"
+
+    @property
+    def vae(self) -> Path:
+        """Wan2.1 video autoencoder, original names, fp16."""
+        return self.folder / "vae" / "wan_vae_tiny.safetensors"
 
     @property
     def voices(self) -> Path:

@@ -40,7 +40,7 @@ def export(training: Path, models: Path) -> TrainedSet:
         ValueError: If the set is larger than `MAX_BYTES`.
     """
     source, made = TrainedSet(training), TrainedSet(models)
-    models.mkdir(parents=True, exist_ok=True)
+    made.vae.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=models, prefix=".part-") as scratch:
         draft = TrainedSet(Path(scratch))
         full = draft.folder / "base.safetensors"
@@ -48,6 +48,7 @@ def export(training: Path, models: Path) -> TrainedSet:
         convert(full, draft.base, type="Q8_0", num_heads=TRAINED.num_heads)
         adapter = {name: value.to(torch.float16) for name, value in load_adapter(training).items()}
         save_file(dict(sorted(adapter.items())), draft.adapter, metadata={"format": "pt"})
+        draft.vae.parent.mkdir()
         shutil.copyfile(training / VAE_FILE, draft.vae)
         for name in ("wav2vec2", "text_encoder", "clip_vision"):
             shutil.copyfile(getattr(source, name), getattr(draft, name))
@@ -59,7 +60,7 @@ def export(training: Path, models: Path) -> TrainedSet:
         if size > MAX_BYTES:
             raise ValueError(f"The set would take {size:,} bytes; {MAX_BYTES:,} are allowed.")
         for file in files:
-            os.replace(file, models / file.name)
+            os.replace(file, models / file.relative_to(draft.folder))
     return made
 
 

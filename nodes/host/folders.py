@@ -14,6 +14,9 @@ import folder_paths
 from ...multitalk_core.errors import InputError
 
 EXTENSIONS = frozenset({".gguf", ".safetensors", ".sft"})
+_TINY = Path(__file__).resolve().parents[2] / "models" / "tiny"
+_TINY_PREFIX = "tiny/"
+"""Marks, in a list, the file of the tiny trained set that comes with the pack."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +29,7 @@ class ModelFolder:
         what: What it is, for messages.
         file: The file most users want.
         repository: Where to get it.
+        tiny: The file of the tiny trained set, which the pack brings along.
     """
 
     key: str
@@ -33,11 +37,13 @@ class ModelFolder:
     what: str
     file: str
     repository: str
+    tiny: str
 
     def choices(self) -> list[str]:
-        """List the files that a node offers, or a hint if there is none."""
+        """List the user's files, or a hint if there are none, and then the tiny set's file."""
         self._register()
-        return list(folder_paths.get_filename_list(self.key)) or [self._hint()]
+        own = list(folder_paths.get_filename_list(self.key)) or [self._hint()]
+        return [*own, _TINY_PREFIX + self.tiny]
 
     def path(self, name: str) -> Path:
         """Give the full path of a listed file.
@@ -45,6 +51,8 @@ class ModelFolder:
         Raises:
             InputError: If it is not there; the message says which to get and where to put it.
         """
+        if name == _TINY_PREFIX + self.tiny:
+            return _TINY / self.tiny
         self._register()
         found = folder_paths.get_full_path(self.key, name)
         if found is None or name not in folder_paths.get_filename_list(self.key):
@@ -54,7 +62,8 @@ class ModelFolder:
     def check(self, name: str | None) -> bool | str:
         """Validate a chosen name for ComfyUI: `True`, or what is wrong."""
         self._register()
-        if name is None or name in folder_paths.get_filename_list(self.key):  # None: linked
+        listed = (*folder_paths.get_filename_list(self.key), _TINY_PREFIX + self.tiny)
+        if name is None or name in listed:  # None: linked
             return True
         return self.missing(name)
 
@@ -86,12 +95,18 @@ class ModelFolder:
         folder_paths.folder_names_and_paths[self.key] = (folders, set(EXTENSIONS))
 
 
+def offer_tiny_vae() -> None:
+    """Let ComfyUI's Load VAE list the tiny set's autoencoder."""
+    folder_paths.add_model_folder_path("vae", str(_TINY / "vae"))
+
+
 BASE = ModelFolder(
     key="mtk_base",
     sources=("diffusion_models",),
     what="Wan2.1 image-to-video base",
     file="wan2.1-i2v-14b-480p-Q4_K_M.gguf",
     repository="city96/Wan2.1-I2V-14B-480P-gguf",
+    tiny="wan_tiny_i2v_Q8_0.gguf",
 )
 ADAPTER = ModelFolder(
     key="mtk_adapter",
@@ -99,6 +114,7 @@ ADAPTER = ModelFolder(
     what="MultiTalk adapter",
     file="multitalk.safetensors",
     repository="MeiGen-AI/MeiGen-MultiTalk",
+    tiny="multitalk_tiny.safetensors",
 )
 WAV2VEC2 = ModelFolder(
     key="mtk_wav2vec2",
@@ -106,6 +122,7 @@ WAV2VEC2 = ModelFolder(
     what="Wav2Vec2 voice encoder",
     file="wav2vec2-chinese-base_fp16.safetensors",
     repository="Kijai/wav2vec2_safetensors",
+    tiny="wav2vec2_tiny.safetensors",
 )
 TEXT_ENCODER = ModelFolder(
     key="mtk_text_encoder",
@@ -113,6 +130,7 @@ TEXT_ENCODER = ModelFolder(
     what="UMT5 text encoder",
     file="umt5_xxl_fp8_e4m3fn_scaled.safetensors",
     repository="Comfy-Org/Wan_2.1_ComfyUI_repackaged",
+    tiny="umt5_tiny.safetensors",
 )
 CLIP_VISION = ModelFolder(
     key="mtk_clip_vision",
@@ -120,4 +138,5 @@ CLIP_VISION = ModelFolder(
     what="CLIP vision encoder",
     file="clip_vision_h.safetensors",
     repository="Comfy-Org/Wan_2.1_ComfyUI_repackaged",
+    tiny="clip_vision_tiny.safetensors",
 )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 HOW_TO_GET = "Get them: `pip install playwright`, and `apt-get install chromium` or CHROMIUM_PATH."
+_CATEGORY = "MultiTalk (Wan2.1 GGUF)"
 _FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -85,10 +86,23 @@ class GraphPage:
         page.on("pageerror", lambda error: self.failures.append(str(error)))
 
     def open(self, name: str) -> None:
-        """Open one of the pack's workflows."""
-        workflow = json.loads((graphs.FOLDER / f"{name}.json").read_text())
+        """Open one of the pack's workflows, named as its API form."""
+        workflow = json.loads(graphs.file(name).read_text(encoding="utf-8"))
         self.page.evaluate("([w, n]) => app.loadGraphData(w, true, true, n)", [workflow, name])
         self.page.wait_for_function(f"app.graph.nodes.length == {len(workflow['nodes'])}")
+
+    def browse_templates(self) -> None:
+        """Show the pack's category in the template browser."""
+        self.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+        self.page.get_by_text(_CATEGORY, exact=True).first.click()
+
+    def open_template(self, name: str) -> None:
+        """Open one of the pack's workflows as a user does: click it in the template browser."""
+        self.clear()
+        self.browse_templates()
+        self.page.get_by_test_id(f"template-workflow-{graphs.TITLES[name]}").click()
+        num_nodes = len(json.loads(graphs.file(name).read_text(encoding="utf-8"))["nodes"])
+        self.page.wait_for_function(f"app.graph.nodes.length == {num_nodes}")
 
     def clear(self) -> None:
         """Begin an empty workflow."""

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.browser
 
 NODES = json.loads(SCHEMA.read_text())
-CATEGORY = "MultiTalk (Wan2.1 GGUF)"
 LOADED = """address => { const image = [...document.images].find(i => i.src.endsWith(address));
     return !!image && image.complete && image.naturalWidth > 0 }"""
 THUMBNAIL = """name => { const image =
@@ -49,16 +48,13 @@ def chinese(page: GraphPage) -> Iterator[GraphPage]:
     page.speak("en")
 
 
-def test_templates_show_their_thumbnails_and_open(page: GraphPage) -> None:
+def test_templates_show_their_thumbnails(page: GraphPage) -> None:
     page.clear()
-    page.page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.page.get_by_text(CATEGORY, exact=True).first.click()
-    for name in graphs.WORKFLOWS:
-        page.page.get_by_test_id(f"template-workflow-{name}").scroll_into_view_if_needed()
-        page.page.wait_for_function(THUMBNAIL, arg=name)
-    page.page.get_by_test_id("template-workflow-two_speakers").click()
-    page.page.wait_for_function("app.graph.nodes.some(n => n.type == 'MTK_PreviewSpeakers')")
-    assert page.missing() == []
+    page.browse_templates()
+    for title in graphs.TITLES.values():
+        page.page.get_by_test_id(f"template-workflow-{title}").scroll_into_view_if_needed()
+        page.page.wait_for_function(THUMBNAIL, arg=title)
+    page.page.keyboard.press("Escape")
     assert page.failures == []
 
 

@@ -15,12 +15,16 @@ from comfyui_multitalk.tests.support.tiny import TinySet
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "workflows"
-WORKFLOWS = (
-    "photo_to_talking_video",
-    "photo_to_talking_video_quick",
-    "two_speakers",
-    "one_segment_custom_sampler",
-)
+TITLES = {
+    "try_it_now": "Try it now",
+    "photo_to_talking_video": "Photo to talking video",
+    "photo_to_talking_video_quick": "Photo to talking video (quick)",
+    "two_speakers": "Two people talking",
+    "one_segment_custom_sampler": "One segment with a custom sampler",
+}
+"""The templates: the name of the API form, and the name that people read."""
+WORKFLOWS = tuple(TITLES)[1:]
+"""Those that need the user's files."""
 QUICK_LORA = "lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors"
 SMALL = {
     "size": "longest side",
@@ -67,6 +71,11 @@ def link(place: Path, file: Path) -> None:
     """Make a symbolic link, and the folders it lies in."""
     place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(file)
+
+
+def file(name: str) -> Path:
+    """Give the file of the template whose API form has a name."""
+    return FOLDER / f"{TITLES[name]}.json"
 
 
 def load(name: str, **settings: Any) -> Graph:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from comfyui_multitalk.dev.tiny.files import TrainedSet
 from comfyui_multitalk.tests.host import graphs
 from comfyui_multitalk.tests.support.comfyui import ROOT
 from comfyui_multitalk.tests.support.package import packaged_files
@@ -28,12 +29,13 @@ HOW_TO_GET = (
     "There is no comfy-cli. Give it an environment of its own, such as `python -m venv "
     ".cache/comfy-cli && .cache/comfy-cli/bin/pip install comfy-cli==1.23.0`, or set COMFY_CLI."
 )
-NEVER = {".ci", "dev", "models", "scripts", "tests", "tools"}
+NEVER = {".ci", "dev", "scripts", "tests", "tools"}
 NEEDED = {
     "__init__.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", "NOTICE",
     "docs/hosting.md", "workflows/inputs/portrait.png", "hosting/handler.py",
     "workflows/api/photo_to_talking_video.json",
-    "workflows/photo_to_talking_video.json", "web/docs/MTK_Sampler.md",
+    "workflows/Try it now.json", "workflows/Photo to talking video.json",
+    "web/docs/MTK_Sampler.md", "requirements.txt",
 }  # fmt: skip
 
 
@@ -65,6 +67,11 @@ def test_package_holds_what_users_need_and_nothing_of_the_workshop() -> None:
     names = set(packaged_files())
     assert names >= NEEDED
     assert {name.partition("/")[0] for name in names} & NEVER == set()
+    tiny = {str(file.relative_to(ROOT)) for file in TrainedSet(ROOT / "models" / "tiny").files}
+    assert {name for name in names if name.startswith("models/")} == {
+        *tiny,
+        "models/tiny/README.md",
+    }
     code = {name for name in _tracked_code() if name.partition("/")[0] not in NEVER}
     assert code <= names
 

@@ -50,7 +50,7 @@ class Installation:
 
     def __init__(self, root: Path, *, cache: Path) -> None:
         self.root = root
-        self.python = _with_dependencies(_python_of(root), cache=cache)
+        self.python = _with_dependencies(python_of(root), cache=cache)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -138,7 +138,7 @@ class Server:
         model_paths.write_text(self._launch.model_paths.replace("{base}", str(self.base)))
         packs = self.base / "custom_nodes"
         packs.mkdir()
-        (packs / "comfyui-multitalk").symlink_to(self._launch.pack, target_is_directory=True)
+        (packs / "multitalk-wan-gguf").symlink_to(self._launch.pack, target_is_directory=True)
         port = self.url.rpartition(":")[2]
         command = [str(self._installation.python), "main.py", *self._launch.arguments]
         command += [
@@ -236,7 +236,8 @@ def failure(history: Mapping[str, Any]) -> dict[str, Any]:
     return dict(found[0])
 
 
-def _python_of(root: Path) -> Path:
+def python_of(root: Path) -> Path:
+    """Give the Python that runs the ComfyUI in a folder."""
     stated = os.environ.get("COMFYUI_PYTHON")
     if stated:
         return Path(stated)

@@ -196,7 +196,7 @@ def _rule(path: PurePosixPath) -> _Rule:
     if room == "nodes" and path.parts[1] == "drawing":
         return _Rule({room}, {"torch", "numpy", "PIL"})
     if room == "nodes":
-        bridge = {"comfy", "folder_paths", "node_helpers", "latent_preview"}
+        bridge = {"comfy", "folder_paths", "node_helpers", "latent_preview", "numpy", "PIL"}
         extra = bridge if path.with_suffix("").parts[1] == "host" else set()
         return _Rule({"nodes", "multitalk_core", "wan_gguf_loader"}, {"torch", "comfy_api"} | extra)
     if room == "standalone":

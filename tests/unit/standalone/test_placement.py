@@ -194,13 +194,12 @@ def test_vae_may_tile_once_blocks_are_streamed() -> None:
 
 
 def _tiny_vae(repository: Path) -> WanVAE:
-    with open_weights(repository / "models" / "tiny" / "wan_vae_tiny.safetensors") as file:
+    with open_weights(repository / "models" / "tiny" / "vae" / "wan_vae_tiny.safetensors") as file:
         return load_vae(file, device=CPU, dtype=torch.float32)
 
 
 def test_tiles_change_the_picture_a_little(repository: Path) -> None:
     """On the tiny autoencoder that was trained: bounds on what a seam may show."""
-    vae = _tiny_vae(repository)
     rows, columns = torch.linspace(0, 9, 416)[:, None], torch.linspace(0, 3, 128)[None]
     waves = torch.stack([(rows * k + columns).sin() * (columns * k).cos() for k in (1, 2, 3)])
     video = waves[None, :, None]

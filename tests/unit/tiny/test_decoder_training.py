@@ -28,7 +28,7 @@ def test_decoder_stage_trains_the_decoder_and_leaves_the_encoder(
 ) -> None:
     path = tmp_path / "vae" / "vae.safetensors"
     path.parent.mkdir()
-    shutil.copy(repository / "models" / "tiny" / "wan_vae_tiny.safetensors", path)
+    shutil.copy(repository / "models" / "tiny" / "vae" / "wan_vae_tiny.safetensors", path)
     before = load_file(path)
     options = argparse.Namespace(
         out=tmp_path, device="cpu", minutes=0.02, batch=1, learning_rate=1e-3, clips=1
