@@ -22,7 +22,6 @@ from ..errors import MultiTalkError
 from ..model.attention import PLAIN, Attends
 from ..model.dit import MultiTalkModel
 from ..model.hooks import Hooks
-from ..model.memory import Memory
 from .conditioning import Condition, Motion
 from .guidance import Guidance, Pass
 from .schedule import clean_estimate, euler_step, moment, timesteps
@@ -31,9 +30,6 @@ from .step_cache import StepCache
 Velocities = Callable[[Tensor, float, Sequence[Pass]], list[Tensor]]
 """The model within one segment: latents `(1, 16, F, h, w)`, timestep, the passes of this step ->
 one velocity for each, in their order, float32."""
-
-_MEMORY_BYTES = 64 * 2**20
-"""Room for keys and values that stay the same throughout a segment; see `memory.py`."""
 
 GuidedVelocity = Callable[[Tensor, float], Tensor]
 """All passes of one step with their guidance: latents, timestep -> velocity, float32."""
@@ -79,7 +75,6 @@ class SegmentModel:
         condition, image = self.condition.latents.to(dtype), self.condition.image.to(dtype)
         voices = self.transformer.project_audio(self.windows)
         silence = self.transformer.project_audio(silent(self.windows))
-        memories: dict[tuple[Pass, ...], Memory] = {}
         hooks = Hooks(attends=self.attends)
 
         def predict(latents: Tensor, timestep: float, passes: Sequence[Pass]) -> list[Tensor]:
@@ -94,7 +89,6 @@ class SegmentModel:
                 token_masks=self.token_masks,
                 audio_strength=self.audio_strength,
                 hooks=hooks,
-                memory=memories.setdefault(tuple(passes), Memory(max_bytes=_MEMORY_BYTES)),
             )
             return list(velocity.float().chunk(count))
 

@@ -30,7 +30,6 @@ from ..config import AudioConfig, ModelConfig
 from ..protocols import Ops
 from .elementwise import add, rms_norm, rms_norm_rotated, turn
 from .lrope import Rotation, audio_positions, label_rotation, rotate
-from .memory import Recall, compute
 
 IMAGE_TOKENS = 257
 """CLIP tokens of the photo: one class token and 16 x 16 patches; they stand before the text."""
@@ -163,7 +162,6 @@ class CrossAttention(nn.Module):
         *,
         norm: Norm,
         attends: Attends = PLAIN,
-        recall: Recall = compute,
     ) -> Tensor:
         """Attend to photo and text.
 
@@ -172,15 +170,14 @@ class CrossAttention(nn.Module):
             norm: Makes of `x` what the layers take.
             context: `(B, 257 + text_len, dim)`, image tokens first.
             attends: Who computes the attention.
-            recall: Gives the keys and values, which stay the same throughout a segment.
 
         Returns:
             `(B, N, dim)`.
         """
         q = self.norm_q(self.q(norm(x))).unflatten(-1, (self.num_heads, -1))
-        k, v = recall("text", lambda: self._keys(context[:, IMAGE_TOKENS:], of_image=False))
+        k, v = self._keys(context[:, IMAGE_TOKENS:], of_image=False)
         tokens = attends.text(q, k, v)
-        k, v = recall("image", lambda: self._keys(context[:, :IMAGE_TOKENS], of_image=True))
+        k, v = self._keys(context[:, :IMAGE_TOKENS], of_image=True)
         tokens = add(tokens.flatten(2), attends.image(q, k, v).flatten(2))
         output: Tensor = self.o(tokens)
         return output
@@ -220,7 +217,6 @@ class AudioAttention(nn.Module):
         norm: Norm,
         labels: Tensor | None = None,
         attend: Attend = attend,
-        recall: Recall = compute,
     ) -> Tensor:
         """Attend to the voices.
 
@@ -231,13 +227,12 @@ class AudioAttention(nn.Module):
             labels: Label position of every video token, `(B, N)`; `None` for one speaker, which
                 turns nothing.
             attend: Who computes the attention.
-            recall: Gives the keys and values, which stay the same throughout a segment.
 
         Returns:
             `(B, N, dim)`.
         """
         batch, frames = x.shape[0], audio.shape[1]
-        q, k, v = self.project(norm(x), audio, labels=labels, recall=recall)
+        q, k, v = self.project(norm(x), audio, labels=labels)
         tokens = attend(
             q.reshape(batch * frames, -1, *q.shape[2:]),
             k.expand(batch, *k.shape[1:]).flatten(0, 1),
@@ -247,12 +242,10 @@ class AudioAttention(nn.Module):
         output: Tensor = self.proj(tokens.reshape(x.shape))
         return output
 
-    def project(
-        self, x: Tensor, audio: Tensor, *, labels: Tensor | None, recall: Recall = compute
-    ) -> Heads:
+    def project(self, x: Tensor, audio: Tensor, *, labels: Tensor | None) -> Heads:
         """Give queries `(B, N, A, D)`, and keys and values `(1 or B, F, M, A, D)`; labels turn."""
         q = self.q_linear(x).unflatten(-1, (self.num_heads, -1))
-        k, v = recall("audio", lambda: self._keys(audio, turned=labels is not None))
+        k, v = self._keys(audio, turned=labels is not None)
         if labels is not None:
             q = turn(q, label_rotation(labels, head_dim=q.shape[-1]))
         return Heads(q, k, v)

@@ -24,7 +24,6 @@ from .attention import AudioAttention, CrossAttention, Norm, SelfAttention
 from .elementwise import add, gelu, normalize
 from .hooks import NO_HOOKS, Hooks
 from .lrope import Rotation, label_positions
-from .memory import Recall
 
 Device = torch.device | str | None
 
@@ -132,7 +131,6 @@ class Block(nn.Module):
         parts: Sequence[Part],
         audio_strength: Tensor | float = 1.0,
         hooks: Hooks = NO_HOOKS,
-        recalls: Sequence[Recall],
         rest: Tensor | None = None,
     ) -> Tensor:
         """Refine the tokens.
@@ -146,7 +144,6 @@ class Block(nn.Module):
             audio_strength: Multiplier of what the voices add; as a tensor `()` in main memory it is
                 none for which torch would compile the block anew.
             hooks: What a host does inside.
-            recalls: Of the keys and values, one for each part.
             rest: What the tokens, in bfloat16, were rounded off; see `elementwise.cut`. It is
                 overwritten.
 
@@ -170,20 +167,19 @@ class Block(nn.Module):
                 x = _add_part(x, entries, seen.tokens, gate=gate1[entries], rest=rest)
                 del seen  # which the next part needs the room of
         with self._held(self.cross_attn, parts):
-            for (entries, _, _), recall in zip(parts, recalls, strict=True):
+            for entries, _, _ in parts:
                 y = self.cross_attn(
                     x[entries],
                     context[entries],
                     norm=self.norm3,
                     attends=hooks.attends,
-                    recall=recall,
                 )
                 x = _add_part(x, entries, y, rest=rest)
                 del y
         if hooks.after_context is not None:
             x = hooks.after_context(x)
         if parts[0].audio is not None:
-            x = self._hear(x, parts, looks, audio_strength, hooks, recalls, rest)
+            x = self._hear(x, parts, looks, audio_strength, hooks, rest)
         with self._held(self.ffn, parts):
             for entries, _, _ in parts:
                 y = self.ffn(x[entries], norm=self._modulation(scale2[entries], shift2[entries]))
@@ -198,18 +194,16 @@ class Block(nn.Module):
         looks: Sequence[Tensor | None],
         strength: Tensor | float,
         hooks: Hooks,
-        recalls: Sequence[Recall],
         rest: Tensor | None,
     ) -> Tensor:
         with self._held(self.audio_cross_attn, parts):
-            for (entries, audio, _), seen, recall in zip(parts, looks, recalls, strict=True):
+            for (entries, audio, _), seen in zip(parts, looks, strict=True):
                 y = self.audio_cross_attn(
                     x[entries],
                     audio,
                     norm=self.norm_x,
                     labels=None if seen is None else label_positions(seen),
                     attend=hooks.attends.audio,
-                    recall=recall,
                 )
                 x = _add_part(x, entries, y, gate=strength, rest=rest)
                 del y

@@ -31,7 +31,7 @@ _CORE_LEVELS = (
     {"errors", "config", "geometry", "method.segments"},
     {"protocols"},
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
-    {"model.lrope", "model.kernels", "model.memory"},
+    {"model.lrope", "model.kernels"},
     {"model.elementwise"},
     {"model.attention", "model.audio_tokens", "inputs.features"},
     {"model.hooks", "model.backends"},

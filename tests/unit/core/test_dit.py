@@ -225,7 +225,7 @@ def test_dit_entries_in_turn_are_the_batch_at_once(
         .ffn[0]
         .register_forward_pre_hook(lambda _, args: rows.append(args[0].shape[0]))
     )
-    monkeypatch.setattr(dit, "_PART_TOKENS", 1)
+    monkeypatch.setattr(dit, "PART_TOKENS", 1)
     result = _run(inputs)
     hook.remove()
     assert rows == [1, 1, 1]
