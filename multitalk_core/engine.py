@@ -22,7 +22,7 @@ from .errors import InputError
 from .geometry import PIXEL_STRIDE, TOKEN_PIXELS, Size, latent_frames
 from .inputs.masks import fit_masks, to_tokens
 from .inputs.photo import prepare
-from .method.color import match_color
+from .method.color import match_color_
 from .method.conditioning import condition_segment, draw_noise
 from .method.guidance import needs_negative_text
 from .method.sampler import OnSolverStep, SegmentModel, Solver, require_finite, solve
@@ -192,7 +192,7 @@ def generate(
         frames = vae.decode(latents).to(device, torch.float32)
         require_finite(frames, what=f"The decoded frames of segment {index + 1}")
         if config.color_match > 0:
-            frames = match_color(frames, reference, strength=config.color_match)
+            match_color_(frames, reference, strength=config.color_match)
         final, tail = join(
             frames[0], keep=segment.keep, tail=tail, num_held=chosen.held_frames(index)
         )

@@ -16,7 +16,7 @@ from comfyui_multitalk.multitalk_core.engine import Speech, Step
 from comfyui_multitalk.multitalk_core.errors import InputError, MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
 from comfyui_multitalk.multitalk_core.inputs.photo import prepare
-from comfyui_multitalk.multitalk_core.method.color import match_color
+from comfyui_multitalk.multitalk_core.method.color import match_color_
 from comfyui_multitalk.multitalk_core.method.segments import Segment
 from comfyui_multitalk.tests.support.stand_ins import MeanImageEncoder, MeanVAE
 from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
@@ -302,7 +302,9 @@ def test_generate_infinitetalk_asks_for_the_picture_at_each_segment() -> None:
 def test_generate_colours_are_matched_before_the_frames_are_taken_over() -> None:
     scene = Scene(config=replace(SAMPLING, color_match=1.0))
     video = scene.video()
-    matched = match_color(scene.vae.decoded[0], prepare(scene.photo, size=SIZE), strength=1.0)
+    matched = match_color_(
+        scene.vae.decoded[0].clone(), prepare(scene.photo, size=SIZE), strength=1.0
+    )
     assert torch.equal(scene.vae.encoded[1][:, :, :5], matched[:, :, 4:])
     assert torch.equal(video[:, :4], matched[0, :, :4])
     assert relative(Scene().video(), video) > 0.1
