@@ -10,6 +10,7 @@ import contextlib
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
 
+import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
@@ -43,22 +44,30 @@ class ImageEncoder(Protocol):
         ...
 
 
-class Feed(Protocol):
-    """Makes the input of linear layers in the form they multiply, such as rounded to 8 bits.
+class Packed(Protocol):
+    """The input of linear layers in another form than a tensor, such as rounded to 8 bits.
 
-    What it gives stands in the place of a tensor and has a tensor's `shape`; only the layers of the
-    same `Ops` take it.
+    Used in place of a tensor, but only by the layers of the `Ops` whose `Feed` made it.
     """
 
-    def takes(self, x: Tensor) -> bool:
-        """Tell whether the layers want another form of what is made of `x`."""
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the tensor."""
         ...
 
-    def normalize(self, x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Any:
+
+class Feed(Protocol):
+    """Makes the input of linear layers in the form they multiply."""
+
+    def takes(self, x: Tensor) -> bool:
+        """Tell whether the layers take the input made from `x` in packed form."""
+        ...
+
+    def normalize(self, x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Packed:
         """Give `layer_norm(x) * gain + shift`, as `elementwise.normalize` does."""
         ...
 
-    def gelu(self, x: Tensor) -> Any:
+    def gelu(self, x: Tensor) -> Packed:
         """Give the tanh approximation of GELU."""
         ...
 
@@ -76,14 +85,11 @@ class Ops(Protocol):
 
     @property
     def feed(self) -> Feed | None:
-        """Give what makes the layers' input, if they can take another form than a tensor."""
+        """Give the maker of packed inputs, if the layers take any."""
         ...
 
     def hold(self, layers: nn.Module) -> AbstractContextManager[None]:
-        """Keep what the layers inside `layers` decode or move, from one use to the next.
-
-        For as long as the context lasts, in which they are used several times.
-        """
+        """Cache what the layers inside `layers` decode or move while the context lasts."""
         ...
 
 
@@ -101,5 +107,5 @@ class TorchOps:
 
     @staticmethod
     def hold(layers: nn.Module) -> AbstractContextManager[None]:
-        """Do nothing: the weights are as they are used."""
+        """Do nothing: there is nothing to decode."""
         return contextlib.nullcontext()
