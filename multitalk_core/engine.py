@@ -23,7 +23,7 @@ from .errors import InputError
 from .geometry import PIXEL_STRIDE, Size, latent_frames
 from .inputs.photo import prepare
 from .inputs.scene import Scene
-from .method.color import match_color
+from .method.color import match_color_
 from .method.conditioning import condition_segment, draw_noise
 from .method.guidance import needs_negative_text
 from .method.sampler import OnSamplerStep, SegmentInputs, SegmentSampler, require_finite
@@ -198,7 +198,7 @@ class Engine:
         frames = self._vae.decode(latents).to(self._device, torch.float32)
         require_finite(frames, what=f"The decoded frames of segment {index + 1}")
         if config.color_match > 0:
-            frames = match_color(frames, reference, strength=config.color_match)
+            match_color_(frames, reference, strength=config.color_match)
         return frames
 
 

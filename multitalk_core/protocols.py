@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 
@@ -25,7 +26,7 @@ class VideoVAE(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Turn normalised latents `(1, 16, F, h, w)` into frames in [-1, 1].
 
-        The frames are `(1, 3, 4F - 3, 8h, 8w)`.
+        The frames are `(1, 3, 4F - 3, 8h, 8w)` and belong to the caller, who may overwrite them.
         """
         ...
 
@@ -41,22 +42,30 @@ class ImageEncoder(Protocol):
         ...
 
 
-class Feed(Protocol):
-    """Makes the input of linear layers in the form that they multiply, such as 8-bit rows.
+class Packed(Protocol):
+    """The input of linear layers in another form than a tensor, such as rounded to 8 bits.
 
-    The packed form is used in place of a tensor and has a tensor's `shape`; only the layers of the
-    same `Ops` take it.
+    Used in place of a tensor, but only by the layers of the `Ops` whose `Feed` made it.
     """
 
-    def takes(self, x: Tensor) -> bool:
-        """Tell whether the layers want their input, made from `x`, in packed form."""
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the tensor."""
         ...
 
-    def normalize(self, x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Any:
+
+class Feed(Protocol):
+    """Makes the input of linear layers in the form they multiply."""
+
+    def takes(self, x: Tensor) -> bool:
+        """Tell whether the layers take the input made from `x` in packed form."""
+        ...
+
+    def normalize(self, x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Packed:
         """Give `layer_norm(x) * gain + shift`, as `elementwise.normalize` does."""
         ...
 
-    def gelu(self, x: Tensor) -> Any:
+    def gelu(self, x: Tensor) -> Packed:
         """Give the tanh approximation of GELU."""
         ...
 
@@ -78,8 +87,5 @@ class Ops(Protocol):
         ...
 
     def hold(self, layers: nn.Module) -> AbstractContextManager[None]:
-        """Keep the decoded or moved weights of the layers inside `layers` for the context.
-
-        For layers that are used several times in it.
-        """
+        """Cache what the layers inside `layers` decode or move while the context lasts."""
         ...

@@ -16,29 +16,24 @@ import torch
 
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size, token_grid
+from ..multitalk_core.model.dit import PART_TOKENS
 
 TILE_PIXELS = 384
 """Side of the VAE's tiles. Tiles of 256 pixels show up to three times the difference at seams."""
 TILE_STRIDE = 256
 """From tile to tile, in pixels; neighbours are blended over the rest."""
 
-_PART_TOKENS = 16384
-"""Tokens that are worked on at once at least, if the passes of a step have them; as in `dit.py`."""
 _WIDTHS, _PLAIN_WIDTHS = 4.1, 9.4
 """Tensors of tokens x width alive at once in self-attention, where all needs peak, the tokens
 themselves aside: queries, keys, values and the result; without Triton also what torch's own steps
 of norm and rotation leave between them. In int8 the inner width of feed-forward takes as much."""
 _REST = 0.25
 """What the tokens are rounded off, in units of the tokens; as in `elementwise.py`."""
-_KEPT_BYTES = 64 * 2**20
-"""Keys and values of the prompt and the voices, kept throughout a segment; as in `sampler.py`."""
 _SLACK = 1.03
 """What the allocator loses between tensors."""
 _VAE_WIDTHS = 57
 """Tensors of one frame x the VAE's width alive at once in its last block: 11 kB a pixel in
 bfloat16, so 4.8 GB at 832x480 with weights and frames, as measured on an H200."""
-_COLOR_VIDEOS = 4
-"""Float32 videos alive at once while the colours are matched."""
 VISITOR_SLACK = 1.1
 """What a text or image encoder needs, in units of its weights."""
 
@@ -124,22 +119,22 @@ class Workload:
     def sampling_bytes(self) -> int:
         """Give the activations of a step and the decoded weights of a feed-forward layer."""
         tokens = self.num_passes * self.num_tokens
-        at_once = max(self.num_tokens, min(tokens, _PART_TOKENS))
+        at_once = max(self.num_tokens, min(tokens, PART_TOKENS))
         inner = at_once * (_WIDTHS if self.fused else _PLAIN_WIDTHS)
         decoded = 2 * self.ffn_dim
         kept = tokens * (1 + _REST * (self.dtype == torch.bfloat16))
         total = (kept + inner + decoded) * self.dim * self.dtype.itemsize
-        return int((total + _KEPT_BYTES) * _SLACK)
+        return int(total * _SLACK)
 
     def vae_bytes_at_work(self, *, tiled: bool) -> int:
-        """Give the VAE with its activations, and the video it takes and gives."""
+        """Give the VAE with its activations, and the video it takes and gives, also in float32."""
         pixels = self.size.height * self.size.width
         at_once = min(pixels, TILE_PIXELS**2) if tiled else pixels
         wide = at_once * self.vae_width * _VAE_WIDTHS * self.dtype.itemsize
         video = pixels * self.num_frames * 3
         overlap = (TILE_PIXELS / TILE_STRIDE) ** 2 if tiled else 0  # every tile is kept
         coding = wide + video * (1 + overlap) * self.dtype.itemsize
-        return int((self.vae_bytes + max(coding, video * _COLOR_VIDEOS * 4)) * _SLACK)
+        return int((self.vae_bytes + max(coding, video * (4 + self.dtype.itemsize))) * _SLACK)
 
 
 def estimate(plan: Plan, work: Workload) -> int:

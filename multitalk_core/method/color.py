@@ -23,16 +23,18 @@ _FLAT_STD = 1e-4
 """A channel that varies less, in Lab units, is flat: its deviation is rounding noise."""
 
 
-def match_color(frames: Tensor, reference: Tensor, *, strength: float) -> Tensor:
-    """Give frames the reference's mean and deviation in each Lab channel.
+def match_color_(frames: Tensor, reference: Tensor, *, strength: float) -> Tensor:
+    """Give frames the reference's mean and deviation in each Lab channel, in place.
+
+    Only one frame at a time takes memory beside the video.
 
     Args:
-        frames: `(1, 3, T, H, W)` in [-1, 1].
+        frames: `(1, 3, T, H, W)` in [-1, 1]; overwritten.
         reference: The picture whose colours are wanted, `(1, 3, 1, H', W')` in [-1, 1].
         strength: 0 leaves the frames as they are, 1 matches fully; between, RGB is blended.
 
     Returns:
-        Frames of the same shape, dtype and device, in [-1, 1].
+        `frames`.
 
     Raises:
         InputError: If `strength` lies outside [0, 1].
@@ -42,13 +44,10 @@ def match_color(frames: Tensor, reference: Tensor, *, strength: float) -> Tensor
     if strength == 0:
         return frames
     target = rgb_to_lab(_unit_range(reference[0, :, 0]))
-    matched = [
-        _match_frame(_unit_range(frame), target=target, strength=strength)
-        for frame in frames[0].unbind(
-            dim=1
-        )  # one at a time: a whole segment in Lab takes gigabytes
-    ]
-    return (torch.stack(matched, dim=1)[None] * 2 - 1).to(frames.dtype)
+    for frame in frames[0].unbind(dim=1):
+        matched = _match_frame(_unit_range(frame), target=target, strength=strength)
+        frame.copy_(matched * 2 - 1)
+    return frames
 
 
 def rgb_to_lab(rgb: Tensor) -> Tensor:

@@ -5,9 +5,8 @@ which L-RoPE takes its labels. Follows `WanSelfAttention` and `WanI2VCrossAttent
 `wan/modules/multitalk_model.py`, `SingleStreamMutiAttention` in `wan/modules/attention.py` and
 `get_attn_map_with_target` in `wan/utils/multitalk_utils.py`.
 
-The modules norm their input themselves, by what the block gives them: so nobody holds the result,
-0.3 GB at 14B, longer than they need it. It may be in the form that their layers' `Feed` gives, in
-place of a tensor.
+Each attention applies the norm passed by the block, so that the normed tokens, 0.3 GB at 14B, are
+freed as soon as they are projected. The norm may return the packed form of the layers' `Feed`.
 
 Departures: the reference map averages all heads (upstream drops the last of an odd count), its
 softmax is float32 in any precision, it is computed only when two speakers are present, by attention
@@ -27,10 +26,9 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..config import AudioConfig, ModelConfig
-from ..protocols import Ops
-from .elementwise import add, rms_norm, rms_norm_rotated, turn
+from ..protocols import Ops, Packed
+from .elementwise import rms_norm, rms_norm_rotated, turn
 from .lrope import Rotation, audio_positions, label_rotation, rotate
-from .memory import Recall, compute
 
 IMAGE_TOKENS = 257
 """CLIP tokens of the photo: one class token and 16 x 16 patches; they stand before the text."""
@@ -58,12 +56,12 @@ def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor) -> Tensor:  # noqa: N
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Norm = Callable[[Tensor], Tensor]
+Norm = Callable[[Tensor], Tensor | Packed]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Attends:
-    """Who computes each attention of a block: plain torch, or a host in its place.
+    """The attention backends of a block: plain torch, or those of a host.
 
     Attributes:
         video: Among the video tokens.
@@ -131,7 +129,7 @@ class SelfAttention(nn.Module):
         del q, k, v  # a gigabyte at 14B, before the output needs room
         return SelfAttended(self.o(tokens), labels)
 
-    def project(self, x: Tensor, *, rotation: Rotation) -> Heads:
+    def project(self, x: Tensor | Packed, *, rotation: Rotation) -> Heads:
         """Give the normalised and turned queries and keys, and the values, of normed tokens."""
         q = self.norm_q.rotated(self.q(x), num_heads=self.num_heads, rotation=rotation)
         k = self.norm_k.rotated(self.k(x), num_heads=self.num_heads, rotation=rotation)
@@ -163,25 +161,26 @@ class CrossAttention(nn.Module):
         *,
         norm: Norm,
         attends: Attends = PLAIN,
-        recall: Recall = compute,
     ) -> Tensor:
         """Attend to photo and text.
 
         Args:
             x: Video tokens, `(B, N, dim)`.
-            norm: Makes of `x` what the layers take.
+            norm: Applied to `x`.
             context: `(B, 257 + text_len, dim)`, image tokens first.
-            attends: Who computes the attention.
-            recall: Gives the keys and values, which stay the same throughout a segment.
+            attends: The attention backends.
 
         Returns:
             `(B, N, dim)`.
         """
         q = self.norm_q(self.q(norm(x))).unflatten(-1, (self.num_heads, -1))
-        k, v = recall("text", lambda: self._keys(context[:, IMAGE_TOKENS:], of_image=False))
-        tokens = attends.text(q, k, v)
-        k, v = recall("image", lambda: self._keys(context[:, :IMAGE_TOKENS], of_image=True))
-        tokens = add(tokens.flatten(2), attends.image(q, k, v).flatten(2))
+        k, v = self._keys(context[:, IMAGE_TOKENS:], of_image=False)
+        of_text = attends.text(q, k, v).flatten(2)
+        k, v = self._keys(context[:, :IMAGE_TOKENS], of_image=True)
+        of_image = attends.image(q, k, v).flatten(2)
+        del q, k, v
+        tokens = of_text + of_image  # not in place: a host may keep what its attention returned
+        del of_text, of_image
         output: Tensor = self.o(tokens)
         return output
 
@@ -220,24 +219,22 @@ class AudioAttention(nn.Module):
         norm: Norm,
         labels: Tensor | None = None,
         attend: Attend = attend,
-        recall: Recall = compute,
     ) -> Tensor:
         """Attend to the voices.
 
         Args:
             x: Video tokens, `(B, N, dim)`, N = F x tokens of a frame.
             audio: Audio tokens, `(1 or B, F, M, token_dim)`, speaker 1 first.
-            norm: Makes of `x` what the layers take.
+            norm: Applied to `x`.
             labels: Label position of every video token, `(B, N)`; `None` for one speaker, which
                 turns nothing.
-            attend: Who computes the attention.
-            recall: Gives the keys and values, which stay the same throughout a segment.
+            attend: The attention backend.
 
         Returns:
             `(B, N, dim)`.
         """
         batch, frames = x.shape[0], audio.shape[1]
-        q, k, v = self.project(norm(x), audio, labels=labels, recall=recall)
+        q, k, v = self.project(norm(x), audio, labels=labels)
         tokens = attend(
             q.reshape(batch * frames, -1, *q.shape[2:]),
             k.expand(batch, *k.shape[1:]).flatten(0, 1),
@@ -247,12 +244,10 @@ class AudioAttention(nn.Module):
         output: Tensor = self.proj(tokens.reshape(x.shape))
         return output
 
-    def project(
-        self, x: Tensor, audio: Tensor, *, labels: Tensor | None, recall: Recall = compute
-    ) -> Heads:
+    def project(self, x: Tensor | Packed, audio: Tensor, *, labels: Tensor | None) -> Heads:
         """Give queries `(B, N, A, D)`, and keys and values `(1 or B, F, M, A, D)`; labels turn."""
         q = self.q_linear(x).unflatten(-1, (self.num_heads, -1))
-        k, v = recall("audio", lambda: self._keys(audio, turned=labels is not None))
+        k, v = self._keys(audio, turned=labels is not None)
         if labels is not None:
             q = turn(q, label_rotation(labels, head_dim=q.shape[-1]))
         return Heads(q, k, v)

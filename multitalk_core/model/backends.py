@@ -1,28 +1,24 @@
-"""Who computes the attention among video tokens, by name: torch, or a package that is faster.
+"""The attention backends for the video tokens, by name: torch, or a faster package.
 
-Beside `attention.py`, for `Attends.video` of a caller without a host of its own. Only that one
-gains: text, photo and voices are so few keys that torch is the faster there, so they stay with it,
-as the reference map does.
+Used for `Attends.video`. Text, photo and voices have so few keys that torch is faster there.
 
-- `torch`: torch's own choice; on Hopper that is cuDNN, also where a host has put it last.
-- `flash`: FlashAttention-4, PyPI's flash-attn-4; as exact as torch's, and other in the last bits.
-- `sage`: SageAttention, whose scores are of int8 queries and keys, so less exact.
-- `auto`: `flash` on the cards where it was measured and found faster, if installed; else `torch`.
+- `torch`: torch's scaled dot-product attention; on Hopper its cuDNN kernel, where it can be used.
+- `flash`: FlashAttention-4 (flash-attn-4 on PyPI); as exact as torch, different in the last bits.
+- `sage`: SageAttention; less exact, because it rounds queries and keys to int8.
+- `auto`: `flash` where it is installed and was measured to be faster (Hopper), otherwise `torch`.
 
 Letters: B batch, N tokens, M context tokens, A heads, D head width.
 """
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 
 from ..errors import InputError
 from .attention import Attend, attend
@@ -33,25 +29,20 @@ _HOPPER = 9
 """Major compute capability. On an H100 flash-attn-4 has 686 TFLOP/s, cuDNN 585 and torch's flash
 kernel 365; on other cards they were not measured."""
 
-_CUDNN_FIRST = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+_CUDNN = torch.ops.aten._scaled_dot_product_cudnn_attention
 
 _log = logging.getLogger(__name__)
 
 
 class Backend(NamedTuple):
-    """An attention, and which of the names it goes by: `torch`, `flash` or `sage`."""
+    """An attention and the name of its backend: `torch`, `flash` or `sage`."""
 
     name: str
     attend: Attend
 
 
 class _Package(NamedTuple):
-    """What PyPI calls a package, and how to get its attention."""
+    """A package's name on PyPI, and the function that imports its attention."""
 
     name: str
     load: Callable[[], Attend]
@@ -64,31 +55,25 @@ def video_attention(
     dtype: torch.dtype,
     capability: tuple[int, int] | None = None,
 ) -> Backend:
-    """Choose who computes the attention among video tokens.
+    """Choose the attention backend for the video tokens.
 
     Args:
-        name: What is asked for.
-        device: Where the tokens are.
-        dtype: Of the tokens.
-        capability: The card's compute capability; the card is asked unless it is given.
+        name: The requested backend.
+        device: Device of the tokens.
+        dtype: Dtype of the tokens.
+        capability: The card's compute capability; by default the card's own is read.
 
     Returns:
-        The attention; `torch` has nothing to install.
+        The backend.
 
     Raises:
-        InputError: If one asked for by name does not work here; `auto` asks for none.
+        InputError: If the requested backend does not work here; never for `auto` and `torch`.
     """
     works = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if name == "auto":
         if not works or not _is_hopper(device, capability):
             return _TORCH
-        try:
-            backend = _load("flash")
-            _try(backend, device=device, dtype=dtype)
-        except Exception as reason:  # noqa: BLE001  (its compiler's errors have their own classes)
-            _log.info("flash-attn-4 would be faster here, but does not work: %s", reason)
-            return _TORCH
-        return backend
+        return _flash_if_it_works(device, dtype) or _TORCH
     if name == "torch":
         return _TORCH
     if not works:
@@ -109,16 +94,45 @@ def video_attention(
 
 
 def torch_attention(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor) -> Tensor:  # noqa: N803
-    """Attend by torch; on Hopper it is told its own order, which ComfyUI's calls overwrite."""
-    if not (_is_hopper(q_BNAD.device) and _takes_order()):
+    """Attend by torch; on Hopper by its cuDNN kernel, whatever order of kernels is set in torch.
+
+    ComfyUI sets an order for the whole process in which flash comes first; on Hopper that kernel
+    has 0.6 of cuDNN's rate. The kernel is called by name, so the setting stays untouched.
+    """
+    if torch.compiler.is_compiling() or not _is_hopper(q_BNAD.device):
         return attend(q_BNAD, k_BMAD, v_BMAD)
-    with sdpa_kernel(_CUDNN_FIRST, set_priority=True):
+    q, k, v = (x.transpose(1, 2) for x in (q_BNAD, k_BMAD, v_BMAD))
+    # No mask, no dropout, not causal, as many key heads as query heads.
+    if not can_use_cudnn_attention(SDPAParams(q, k, v, None, 0.0, False, False)):
         return attend(q_BNAD, k_BMAD, v_BMAD)
+    learns = q.requires_grad or k.requires_grad or v.requires_grad
+    result = _CUDNN(q, k, v, None, learns)
+    tokens: Tensor = result[0]
+    return tokens.transpose(1, 2)
 
 
-@functools.cache
-def _takes_order() -> bool:
-    return "set_priority" in inspect.signature(sdpa_kernel).parameters  # torch 2.6 may lack it
+def _flash_if_it_works(device: torch.device, dtype: torch.dtype) -> Backend | None:
+    try:
+        backend = _load("flash")
+        _try(backend, device=device, dtype=dtype)
+    except ModuleNotFoundError as reason:
+        if (reason.name or "").startswith("flash_attn"):
+            _log.info("flash-attn-4 is not installed; the attention would be faster with it")
+            return None
+        _warn_of_flash(reason)
+    except Exception as reason:  # noqa: BLE001  (its compiler raises classes of its own)
+        _warn_of_flash(reason)
+    else:
+        return backend
+    return None
+
+
+def _warn_of_flash(reason: Exception) -> None:
+    _log.warning(
+        "flash-attn-4 is installed but does not work (%s: %s); torch is used in its place",
+        type(reason).__name__,
+        reason,
+    )
 
 
 def _is_hopper(device: torch.device, capability: tuple[int, int] | None = None) -> bool:
@@ -129,16 +143,16 @@ def _is_hopper(device: torch.device, capability: tuple[int, int] | None = None) 
 
 
 def _try(backend: Backend, *, device: torch.device, dtype: torch.dtype) -> None:
-    """Call it once: a package whose compiler is of another version fails only then."""
+    """Call it once: a package with the wrong version of its compiler fails only when called."""
     tokens = torch.zeros(1, 128, 1, 128, device=device, dtype=dtype)
     backend.attend(tokens, tokens, tokens)
 
 
 def _load(name: str) -> Backend:
-    """Import a package; a missing shared library is an `OSError`."""
+    """Import a package; a missing shared library raises `OSError`."""
     package = _PACKAGES[name]
     backend = Backend(name, package.load())
-    _log.info("%s computes the attention among video tokens", package.name)
+    _log.info("attention backend of the video tokens: %s", package.name)
     return backend
 
 
@@ -147,7 +161,7 @@ def _flash() -> Attend:
 
     def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor) -> Tensor:  # noqa: N803
         result = flash_attn_func(q_BNAD, k_BMAD, v_BMAD)
-        # Some of its versions give the softmax's log-sum as well.
+        # Some versions also return the log-sum of the softmax.
         tokens: Tensor = result[0] if isinstance(result, tuple) else result
         return tokens
 
@@ -158,8 +172,8 @@ def _sage() -> Attend:
     from sageattention import sageattn
 
     def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor) -> Tensor:  # noqa: N803
-        # It takes the mean from the keys in place, of which the softmax knows nothing: a copy
-        # would only cost memory, but keys that are used again must not come here.
+        # It subtracts the mean of the keys in place. The softmax does not change by that, but the
+        # keys must not be used again.
         tokens: Tensor = sageattn(q_BNAD, k_BMAD, v_BMAD, tensor_layout="NHD")
         return tokens
 

@@ -19,12 +19,11 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ..config import ModelConfig
-from ..protocols import Feed, Ops
+from ..protocols import Feed, Ops, Packed
 from .attention import AudioAttention, CrossAttention, Norm, SelfAttention
 from .elementwise import add, gelu, normalize
 from .hooks import NO_HOOKS, Hooks
 from .lrope import Rotation, label_positions
-from .memory import Recall
 
 Device = torch.device | str | None
 
@@ -47,7 +46,7 @@ class LayerNorm(nn.LayerNorm):
     """Layer norm of `(B, N, D)` in float32, weights of any dtype; the result has the input's.
 
     Attributes:
-        feed: Makes the form that the next layers take it in, in place of a tensor.
+        feed: If given, the result may be in packed form.
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class LayerNorm(nn.LayerNorm):
         super().__init__(dim, eps=eps, elementwise_affine=elementwise_affine, device=device)
         self.feed = feed
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor | Packed:  # type: ignore[override]
         """Normalise the last axis."""
         if self.weight is None:
             return functional.layer_norm(input, self.normalized_shape, eps=self.eps)
@@ -73,14 +72,14 @@ class GELU(nn.Module):
     """The tanh approximation, in place where no gradient is recorded.
 
     Attributes:
-        feed: Makes the form that the next layer takes it in, in place of a tensor.
+        feed: If given, the result may be in packed form.
     """
 
     def __init__(self, feed: Feed | None = None) -> None:
         super().__init__()
         self.feed = feed
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor | Packed:
         """Apply it to each number."""
         return gelu(input, feed=self.feed)
 
@@ -89,7 +88,7 @@ class FeedForward(nn.ModuleList):
     """A linear layer to the inner width, an activation, and a linear layer back."""
 
     def forward(self, x: Tensor, *, norm: Norm) -> Tensor:
-        """Work on tokens `(B, N, dim)`, which `norm` makes what the first layer takes."""
+        """Work on tokens `(B, N, dim)`, to which `norm` is applied first."""
         first, activation, last = self
         inner = first(norm(x))
         inner = activation(inner)
@@ -132,7 +131,6 @@ class Block(nn.Module):
         parts: Sequence[Part],
         audio_strength: Tensor | float = 1.0,
         hooks: Hooks = NO_HOOKS,
-        recalls: Sequence[Recall],
         rest: Tensor | None = None,
     ) -> Tensor:
         """Refine the tokens.
@@ -143,12 +141,10 @@ class Block(nn.Module):
             context: Image and text tokens, `(B, 257 + text_len, dim)`.
             rotation: Of every video token.
             parts: The batch in parts; one alone where gradients are recorded.
-            audio_strength: Multiplier of what the voices add; as a tensor `()` in main memory it is
-                none for which torch would compile the block anew.
-            hooks: What a host does inside.
-            recalls: Of the keys and values, one for each part.
-            rest: What the tokens, in bfloat16, were rounded off; see `elementwise.cut`. It is
-                overwritten.
+            audio_strength: Multiplier of what the voices add. A 0-d CPU tensor, so that changing it
+                does not recompile.
+            hooks: Functions of a host, called inside the block.
+            rest: The rounding residual of bfloat16 tokens, see `elementwise.cut`; overwritten.
 
         Returns:
             `(B, N, dim)`, same dtype.
@@ -168,22 +164,21 @@ class Block(nn.Module):
                 )
                 looks.append(seen.reference_map)
                 x = _add_part(x, entries, seen.tokens, gate=gate1[entries], rest=rest)
-                del seen  # which the next part needs the room of
+                del seen  # frees memory that the next part needs
         with self._held(self.cross_attn, parts):
-            for (entries, _, _), recall in zip(parts, recalls, strict=True):
+            for entries, _, _ in parts:
                 y = self.cross_attn(
                     x[entries],
                     context[entries],
                     norm=self.norm3,
                     attends=hooks.attends,
-                    recall=recall,
                 )
                 x = _add_part(x, entries, y, rest=rest)
                 del y
         if hooks.after_context is not None:
             x = hooks.after_context(x)
         if parts[0].audio is not None:
-            x = self._hear(x, parts, looks, audio_strength, hooks, recalls, rest)
+            x = self._hear(x, parts, looks, audio_strength, hooks, rest)
         with self._held(self.ffn, parts):
             for entries, _, _ in parts:
                 y = self.ffn(x[entries], norm=self._modulation(scale2[entries], shift2[entries]))
@@ -198,18 +193,16 @@ class Block(nn.Module):
         looks: Sequence[Tensor | None],
         strength: Tensor | float,
         hooks: Hooks,
-        recalls: Sequence[Recall],
         rest: Tensor | None,
     ) -> Tensor:
         with self._held(self.audio_cross_attn, parts):
-            for (entries, audio, _), seen, recall in zip(parts, looks, recalls, strict=True):
+            for (entries, audio, _), seen in zip(parts, looks, strict=True):
                 y = self.audio_cross_attn(
                     x[entries],
                     audio,
                     norm=self.norm_x,
                     labels=None if seen is None else label_positions(seen),
                     attend=hooks.attends.audio,
-                    recall=recall,
                 )
                 x = _add_part(x, entries, y, gate=strength, rest=rest)
                 del y

@@ -33,11 +33,10 @@ from .block import GELU, Block, Device, LayerNorm, Part
 from .hooks import NO_HOOKS, BlockCall, Hooks
 from .layers import TorchOps
 from .lrope import MAX_SPEAKERS, grid_rotation
-from .memory import Memory, Recall, compute
 
 _IMAGE_NORM_EPS = 1e-5
 _MAX_PERIOD = 10000.0
-_PART_TOKENS = 16384
+PART_TOKENS = 16384
 """Video tokens that are worked on at once at least, if the batch has them: a matrix product of so
 many rows fills any card, and more would only take memory."""
 
@@ -163,7 +162,6 @@ class MultiTalkModel(nn.Module):
         token_masks: Tensor | None = None,
         audio_strength: float = 1.0,
         hooks: Hooks = NO_HOOKS,
-        memory: Memory | None = None,
     ) -> Tensor:
         """Predict the velocity of noisy latents.
 
@@ -181,7 +179,6 @@ class MultiTalkModel(nn.Module):
                 each, 0 or 1; used only when `audio` holds two speakers.
             audio_strength: Multiplier of what the voices add; 0 is the base model.
             hooks: What a host does inside the blocks.
-            memory: Of a segment whose `text`, `image` and `audio` stay the same from call to call.
 
         Returns:
             Velocity, `(B, 16, F, h, w)`, in the latents' dtype.
@@ -197,8 +194,7 @@ class MultiTalkModel(nn.Module):
         x = self.patch_embedding(torch.cat((latents, condition.to(dtype)), dim=1))
         time = self.time_embedding(time_features(timestep, width=self.config.freq_dim))
         steps = self.time_projection(time).unflatten(1, (6, self.config.dim))
-        recall = compute if memory is None else memory.at("all")
-        (context,) = recall("context", lambda: (self._context(text.to(dtype), image.to(dtype)),))
+        context = self._context(text.to(dtype), image.to(dtype))
         rotation = grid_rotation(
             grid, head_dim=self.config.head_dim, device=x.device, placement=hooks.placement
         )
@@ -210,7 +206,6 @@ class MultiTalkModel(nn.Module):
                 parts=parts,
                 audio_strength=strength,
                 hooks=hooks,
-                recalls=_recalls(memory, index, num_parts=len(parts)),
                 rest=rest,
             )
             x = hooks.around_block(BlockCall(index, run, x, time, steps, context, rotation))
@@ -300,7 +295,7 @@ class MultiTalkModel(nn.Module):
 
 def entries_at_once(num_tokens: int) -> int:
     """Say how many entries of a batch, of so many video tokens each, are worked on at once."""
-    return max(1, _PART_TOKENS // num_tokens)
+    return max(1, PART_TOKENS // num_tokens)
 
 
 def time_features(timestep: Tensor, *, width: int) -> Tensor:
@@ -320,12 +315,6 @@ def _no_rest(x: Tensor) -> Tensor | None:
     if x.dtype != torch.bfloat16 or torch.is_grad_enabled():
         return None
     return torch.zeros(*x.shape[:-1], x.shape[-1] // 2, dtype=torch.uint8, device=x.device)
-
-
-def _recalls(memory: Memory | None, block: int, *, num_parts: int) -> list[Recall]:
-    if memory is None:
-        return [compute] * num_parts  # the same for all blocks, so that one compiled form does
-    return [memory.at(block, i_part) for i_part in range(num_parts)]
 
 
 def _token_grid(latents: Tensor) -> GridSize:

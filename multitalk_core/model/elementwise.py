@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from ..protocols import Feed
+from ..protocols import Feed, Packed
 from .lrope import Rotation, rotate
 
 _ROWS_AT_ONCE = 2048
@@ -27,7 +27,7 @@ _ROWS_AT_ONCE = 2048
 
 def normalize(
     x: Tensor, *, gain: Tensor, shift: Tensor, eps: float, feed: Feed | None = None
-) -> Tensor:
+) -> Tensor | Packed:
     """Give `layer_norm(x) * gain + shift` in the dtype of `x`.
 
     Args:
@@ -35,14 +35,12 @@ def normalize(
         gain: `(D,)` for all, or `(B, 1, D)` for each entry of the batch.
         shift: Likewise.
         eps: Of the norm.
-        feed: Makes the form that the next layers take the result in; it is then that form.
+        feed: If given, and it takes `x`, returns the packed form instead of a tensor.
     """
-    result: Tensor
     if feed is not None and feed.takes(x):
-        result = feed.normalize(x, gain=gain, shift=shift, eps=eps)
-        return result
+        return feed.normalize(x, gain=gain, shift=shift, eps=eps)
     if (kernels := _kernels(x)) is not None:
-        result = kernels.normalize(x, gain=gain, shift=shift, eps=eps)
+        result: Tensor = kernels.normalize(x, gain=gain, shift=shift, eps=eps)
         return result
     width = x.shape[-1:]
     if gain.ndim == 1:
@@ -154,18 +152,16 @@ def joined(x: Tensor, rest: Tensor) -> Tensor:
     return bits.view(torch.float32)
 
 
-def gelu(x: Tensor, *, feed: Feed | None = None) -> Tensor:
+def gelu(x: Tensor, *, feed: Feed | None = None) -> Tensor | Packed:
     """Give the tanh approximation of GELU; where no gradient is recorded, `x` becomes it.
 
-    A feed makes the form that the next layer takes it in, and leaves `x` as it is.
+    If `feed` is given, and takes `x`, returns the packed form and leaves `x` as it is.
     """
-    result: Tensor
     if feed is not None and feed.takes(x):
-        result = feed.gelu(x)
-        return result
+        return feed.gelu(x)
     if torch.is_grad_enabled():
         return functional.gelu(x, approximate="tanh")
-    result = torch.ops.aten.gelu_(x, approximate="tanh")
+    result: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
     return result
 
 

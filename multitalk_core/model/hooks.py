@@ -48,7 +48,7 @@ class Hooks:
     """What a host does in one forward pass.
 
     Attributes:
-        attends: Who computes attention.
+        attends: The attention backends.
         after_context: Called in each block with the tokens that have seen text and photo,
             `(B, N, dim)`; gives the tokens to go on with.
         around_block: Called for each block in place of the block; gives its tokens.

@@ -35,7 +35,7 @@ class HostMultiTalk(MultiTalkModel):
         dim: Width, by which ComfyUI's nodes know a Wan model.
         adapter: File its audio branch came from, for messages.
         precision: How its large layers multiply.
-        attention: Who computes the attention among video tokens where nobody has chosen.
+        attention: Backend of the video tokens' attention, unless a node or a flag names another.
     """
 
     def __init__(

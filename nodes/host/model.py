@@ -31,6 +31,8 @@ from .layers import HostLinear, adopt
 from .patcher import Resting, make_patcher, move_to_model, resting
 
 _NET = "diffusion_model"
+_DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+"""Compute dtypes, best first: bfloat16 does not overflow, and its tokens keep four bits more."""
 
 _log = logging.getLogger(__name__)
 
@@ -167,13 +169,15 @@ def transformer_of(model: Any) -> HostMultiTalk:
 
 
 def compute_dtype() -> torch.dtype:
-    """Give what the transformer computes in: bfloat16, where the device has it."""
+    """Give the transformer's compute dtype as ComfyUI chooses it, bfloat16 preferred.
+
+    The server's flags (`--fp16-unet`, `--bf16-unet`, `--fp32-unet` ...) decide first. Weights stay
+    as their file holds them, so fp8 flags name no compute dtype, and ComfyUI takes a wider one.
+    """
     device = comfy.model_management.get_torch_device()
-    if comfy.model_management.is_device_cpu(device):
-        return torch.float32
-    if comfy.model_management.should_use_bf16(device):
-        return torch.bfloat16
-    return torch.float16 if comfy.model_management.should_use_fp16(device) else torch.float32
+    stored: torch.dtype = comfy.model_management.unet_dtype(device, supported_dtypes=_DTYPES)
+    cast = comfy.model_management.unet_manual_cast(stored, device, _DTYPES)
+    return stored if cast is None else cast
 
 
 def _like(net: HostMultiTalk, config: ModelConfig, *, adapter: str) -> HostMultiTalk:

@@ -35,7 +35,7 @@ def wan_hooks(
             by which some of them speak to each other.
         x: The model's input, `(B, 36, F, h, w)`, h and w even.
         num_blocks: Of the transformer.
-        attention: Who computes the attention among video tokens where nobody has chosen.
+        attention: Backend of the video tokens' attention, unless a node or a flag names another.
     """
     frames, height, width = x.shape[2:]
     options = {

@@ -34,7 +34,7 @@ CORE_LEVELS = (
     {"protocols", "files.identify", "files.sizes"},
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
     {"inputs.timeline"},
-    {"method.state", "model.lrope", "model.kernels", "model.layers", "model.memory"},
+    {"method.state", "model.lrope", "model.kernels", "model.layers"},
     {"model.elementwise"},
     {"model.attention", "model.audio_tokens", "inputs.features"},
     {"model.hooks", "model.backends", "inputs.speech"},

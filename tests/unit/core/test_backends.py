@@ -1,4 +1,4 @@
-"""Who computes the attention among video tokens, with stand-ins for the packages that may do it."""
+"""The attention backends of the video tokens, with stand-ins for the packages."""
 
 from __future__ import annotations
 
@@ -97,22 +97,23 @@ def test_auto_is_torch_where_only_sage_is_installed(install: Install) -> None:
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "reason"),
     [
-        "import no_such_package",
-        "raise OSError('libcute.so')",
-        "class Bad(Exception): ...\ndef flash_attn_func(q, k, v):\n    raise Bad('fmax()')\n",
+        ("import no_such_package", "no_such_package"),
+        ("raise OSError('libcute.so')", "OSError: libcute.so"),
+        ("class Bad(Exception): ...\ndef flash_attn_func(*_):\n    raise Bad('x()')", "Bad: x()"),
     ],
     ids=["package", "library", "compiler"],
 )
 def test_auto_is_torch_where_flash_lacks_something_it_needs(
-    install: Install, caplog: pytest.LogCaptureFixture, source: str
+    install: Install, caplog: pytest.LogCaptureFixture, source: str, reason: str
 ) -> None:
     install("flash_attn.cute", source)
-    with caplog.at_level(logging.INFO):
-        chosen = video_attention("auto", device=CUDA, dtype=BF16, capability=HOPPER)
+    chosen = video_attention("auto", device=CUDA, dtype=BF16, capability=HOPPER)
     assert chosen == ("torch", torch_attention)
-    assert "flash-attn-4 would be faster here" in caplog.text
+    (warning,) = (entry for entry in caplog.records if entry.levelno == logging.WARNING)
+    assert "flash-attn-4 is installed but does not work" in warning.message
+    assert reason in warning.message
 
 
 def test_torch_is_torchs_wherever_it_is_asked_for(
@@ -128,23 +129,39 @@ def test_torch_is_torchs_wherever_it_is_asked_for(
     assert not caplog.text
 
 
-def test_torch_is_told_its_own_order_on_hopper_whatever_it_was_told_before(
+def test_torch_attention_on_hopper_calls_cudnn_and_changes_no_setting_of_torch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    orders = []
+    """On the CPU cuDNN's kernel is stood in for by torch's reference."""
+    called = []
 
-    def look(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        orders.append(torch._C._get_sdp_priority_order()[0])
-        return attend(q, k, v)
+    def kernel(q: Tensor, k: Tensor, v: Tensor, mask: None, learns: bool) -> tuple[Tensor, None]:
+        called.append((torch._C._get_sdp_priority_order(), learns))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v), None
 
-    monkeypatch.setattr(backends, "attend", look)
+    before = torch._C._get_sdp_priority_order()
     monkeypatch.setattr(backends, "_is_hopper", lambda device: True)
-    flash_first = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.CUDNN_ATTENTION]
-    with sdpa_kernel(flash_first, set_priority=True):  # as ComfyUI leaves it
-        before = torch._C._get_sdp_priority_order()
-        torch.testing.assert_close(torch_attention(*heads()), attend(*heads()))
-        assert torch._C._get_sdp_priority_order() == before
-    assert orders == [int(SDPBackend.CUDNN_ATTENTION)]
+    monkeypatch.setattr(backends, "can_use_cudnn_attention", lambda given: True)
+    monkeypatch.setattr(backends, "_CUDNN", kernel)
+    torch.testing.assert_close(torch_attention(*heads()), attend(*heads()))
+    assert called == [(before, False)]
+
+
+def test_torch_attention_on_hopper_leaves_to_torch_what_cudnn_does_not_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backends, "_is_hopper", lambda device: True)
+    assert torch.equal(torch_attention(*heads()), attend(*heads()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_torch_attention_on_a_card_is_the_reference_whatever_the_order_of_kernels() -> None:
+    q, k, v = (torch.randn(1, 256, 4, 128, device=CUDA, dtype=BF16) for _ in range(3))
+    expected = attend(q.float(), k.float(), v.float())
+    with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION], set_priority=True):
+        found = torch_attention(q, k, v).float()
+    assert float((found - expected).norm() / expected.norm()) < 0.01
 
 
 @pytest.mark.parametrize("source", [FLASH, FLASH_WITH_SUMS], ids=["tokens", "tokens and sums"])
@@ -157,7 +174,7 @@ def test_flash_gives_the_tokens(
     q, k, v = heads()
     assert name == "flash"
     assert torch.equal(flash(q, k, v), q + 2 * k + 3 * v)
-    assert "flash-attn-4 computes the attention" in caplog.text
+    assert "attention backend of the video tokens: flash-attn-4" in caplog.text
 
 
 def test_sage_is_told_that_tokens_come_before_heads(install: Install) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.errors import InputError
-from comfyui_multitalk.multitalk_core.method.color import lab_to_rgb, match_color, rgb_to_lab
+from comfyui_multitalk.multitalk_core.method.color import lab_to_rgb, match_color_, rgb_to_lab
+from comfyui_multitalk.tests.support.live_memory import LiveMemory
 
 
 def picture(*shape: int, seed: int, low: float = -0.4, high: float = 0.4) -> Tensor:
@@ -39,10 +40,8 @@ def test_lab_to_rgb_undoes_rgb_to_lab() -> None:
 def test_match_color_gives_each_frame_the_references_moments() -> None:
     frames, reference = picture(1, 3, 2, 24, 32, seed=2), picture(1, 3, 1, 3, 3, seed=3)
     frames[:, :, 1] = frames[:, :, 1] * 0.5 + 0.2
-    before = frames.clone()
-    matched = match_color(frames, reference * 0.5, strength=1.0)
-    assert matched.shape == frames.shape
-    assert torch.equal(frames, before)
+    matched = match_color_(frames, reference * 0.5, strength=1.0)
+    assert matched is frames
     target = rgb_to_lab((reference[0, :, 0] * 0.5 + 1) / 2)
     for i_frame in range(2):
         lab = rgb_to_lab((matched[0, :, i_frame] + 1) / 2)
@@ -54,16 +53,16 @@ def test_match_color_gives_each_frame_the_references_moments() -> None:
 
 def test_match_color_strength_blends_in_rgb() -> None:
     frames, reference = picture(1, 3, 1, 8, 8, seed=4), picture(1, 3, 1, 8, 8, seed=5)
-    full = match_color(frames, reference, strength=1.0)
-    quarter = match_color(frames, reference, strength=0.25)
+    full = match_color_(frames.clone(), reference, strength=1.0)
+    quarter = match_color_(frames.clone(), reference, strength=0.25)
     assert torch.allclose(quarter, frames + 0.25 * (full - frames), atol=1e-6)
-    assert torch.equal(match_color(frames, reference, strength=0.0), frames)
+    assert torch.equal(match_color_(frames.clone(), reference, strength=0.0), frames)
 
 
 def test_match_color_flat_frame_takes_the_references_mean() -> None:
     frames = torch.full((1, 3, 1, 64, 64), 0.123)
     reference = picture(1, 3, 1, 8, 8, seed=6)
-    matched = match_color(frames, reference, strength=1.0)
+    matched = match_color_(frames, reference, strength=1.0)
     mean = rgb_to_lab((reference[0, :, 0] + 1) / 2).mean(dim=(1, 2), keepdim=True)
     expected = lab_to_rgb(mean)[:, 0, 0] * 2 - 1
     assert torch.allclose(matched[0, :, 0], expected[:, None, None].expand(3, 64, 64), atol=1e-4)
@@ -71,13 +70,22 @@ def test_match_color_flat_frame_takes_the_references_mean() -> None:
 
 def test_match_color_keeps_dtype_and_range() -> None:
     frames = picture(1, 3, 1, 8, 8, seed=7, low=-1.2, high=1.2).bfloat16()
-    matched = match_color(frames, picture(1, 3, 1, 8, 8, seed=8, low=-1, high=1), strength=1.0)
+    matched = match_color_(frames, picture(1, 3, 1, 8, 8, seed=8, low=-1, high=1), strength=1.0)
     assert matched.dtype == torch.bfloat16
     assert float(matched.float().abs().max()) <= 1.0
+
+
+def test_match_color_takes_the_memory_of_a_few_frames_beside_the_video() -> None:
+    meta = torch.device("meta")
+    frames = torch.empty(1, 3, 40, 64, 64, device=meta)
+    reference = torch.empty(1, 3, 1, 64, 64, device=meta)
+    with LiveMemory() as memory:
+        match_color_(frames, reference, strength=0.5)
+    assert 0 < memory.peak < frames.nbytes // 2
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
 def test_match_color_strength_outside_its_range_is_refused(strength: float) -> None:
     frames = torch.zeros(1, 3, 1, 4, 4)
     with pytest.raises(InputError, match="between 0 and 1"):
-        match_color(frames, frames, strength=strength)
+        match_color_(frames, frames, strength=strength)

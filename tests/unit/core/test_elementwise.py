@@ -10,7 +10,7 @@ from comfyui_multitalk.multitalk_core.model import elementwise
 from comfyui_multitalk.multitalk_core.model.lrope import Rotation
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
-kernels = pytest.importorskip("comfyui_multitalk.multitalk_core.kernels.elementwise")
+kernels = pytest.importorskip("comfyui_multitalk.multitalk_core.model.kernels.elementwise")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS, WIDTH = 5, 160  # the width is no power of two

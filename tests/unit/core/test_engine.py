@@ -22,7 +22,7 @@ from comfyui_multitalk.multitalk_core.inputs.masks import fit_masks, to_tokens
 from comfyui_multitalk.multitalk_core.inputs.photo import prepare
 from comfyui_multitalk.multitalk_core.inputs.scene import Picture, Text, compose
 from comfyui_multitalk.multitalk_core.inputs.speech import Speech
-from comfyui_multitalk.multitalk_core.method.color import match_color
+from comfyui_multitalk.multitalk_core.method.color import match_color_
 from comfyui_multitalk.multitalk_core.method.sampler import EulerSampler
 from comfyui_multitalk.multitalk_core.method.segments import Segment
 from comfyui_multitalk.multitalk_core.method.state import SegmentState
@@ -316,7 +316,9 @@ def test_engine_infinitetalk_asks_for_the_picture_at_each_segment() -> None:
 def test_engine_colours_are_matched_before_the_frames_are_taken_over() -> None:
     film = Film(config=replace(SAMPLING, color_match=1.0))
     video = film.video()
-    matched = match_color(film.vae.decoded[0], prepare(film.photo, size=SIZE), strength=1.0)
+    matched = match_color_(
+        film.vae.decoded[0].clone(), prepare(film.photo, size=SIZE), strength=1.0
+    )
     assert torch.equal(film.vae.encoded[1][:, :, :5], matched[:, :, 4:])
     assert torch.equal(video[:, :4], matched[0, :, :4])
     assert relative(Film().video(), video) > 0.1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.geometry import GridSize
 from comfyui_multitalk.multitalk_core.model.attention import Attends, attend
+from comfyui_multitalk.multitalk_core.model.backends import torch_attention
 from comfyui_multitalk.multitalk_core.model.hooks import NO_HOOKS, BlockCall, Hooks
 from comfyui_multitalk.multitalk_core.model.lrope import Placement, grid_rotation
 from comfyui_multitalk.tests.support.transformer import CONFIG, small_inputs, small_model
@@ -80,3 +83,45 @@ def test_placement_moves_and_stretches_the_grid() -> None:
         expected = larger.view(5, 9, 13, -1)[1:4:2, 2:5, 0:10:3].flatten(0, 2)
         assert torch.equal(table, expected)
     assert not torch.equal(velocity(Hooks(placement=placement)), velocity())
+
+
+def test_attention_of_a_host_may_keep_what_it_returns() -> None:
+    kept: list[tuple[Tensor, Tensor]] = []
+
+    def keep(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tokens = attend(q, k, v)
+        kept.append((tokens, tokens.clone()))
+        return tokens
+
+    velocity(Hooks(attends=Attends(video=keep, text=keep, image=keep, audio=keep)))
+    assert len(kept) == 4 * CONFIG.num_layers
+    assert all(torch.equal(now, before) for now, before in kept)
+
+
+def test_two_models_in_two_threads_give_what_each_gives_alone() -> None:
+    models = [small_model(seed=seed) for seed in (3, 4)]
+    scenes = [small_inputs(batch=2, seed=seed) for seed in (5, 6)]
+    together = threading.Barrier(2)
+
+    @torch.no_grad()
+    def run(index: int, *, alone: bool) -> list[Tensor]:
+        model, inputs = models[index], scenes[index]._asdict()
+        audio = model.project_audio(inputs.pop("windows"))
+
+        def around(call: BlockCall) -> Tensor:
+            if not alone:
+                together.wait(timeout=60)  # both are inside the same block
+            return call()
+
+        hooks = Hooks(attends=Attends(video=torch_attention), around_block=around)
+        dtypes = (torch.float32, torch.bfloat16)
+        return [
+            model(**inputs | {"latents": inputs["latents"].to(dtype)}, audio=audio, hooks=hooks)
+            for dtype in dtypes
+        ]
+
+    expected = [run(index, alone=True) for index in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda index: run(index, alone=False), range(2)))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

@@ -18,14 +18,10 @@ from torch import Tensor
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.geometry import Size
-from comfyui_multitalk.multitalk_core.method import sampler
-from comfyui_multitalk.multitalk_core.model import dit
 from comfyui_multitalk.multitalk_core.model.attention import PLAIN, Attends
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.multitalk_core.model.hooks import Hooks
 from comfyui_multitalk.standalone.memory import (
-    _KEPT_BYTES,
-    _PART_TOKENS,
     PLANS,
     RESIDENT,
     STREAMED,
@@ -116,11 +112,6 @@ def test_sampling_estimate_covers_a_step(passes: int, size: Size, precision: Pre
     work = dataclasses.replace(WORK, num_passes=passes, size=size, fused=False)
     kept_and_decoded = 0.6 * GB  # for which such a model has no need
     assert memory.peak < work.sampling_bytes() < 1.15 * memory.peak + kept_and_decoded
-
-
-def test_sampling_estimate_knows_how_many_tokens_are_worked_on_at_once() -> None:
-    assert _PART_TOKENS == dit._PART_TOKENS
-    assert _KEPT_BYTES == sampler._MEMORY_BYTES
 
 
 @pytest.mark.gpu

@@ -200,6 +200,7 @@ def _tiny_vae(repository: Path) -> WanVAE:
 
 def test_tiles_change_the_picture_a_little(repository: Path) -> None:
     """On the tiny autoencoder that was trained: bounds on what a seam may show."""
+    vae = _tiny_vae(repository)
     rows, columns = torch.linspace(0, 9, 416)[:, None], torch.linspace(0, 3, 128)[None]
     waves = torch.stack([(rows * k + columns).sin() * (columns * k).cos() for k in (1, 2, 3)])
     video = waves[None, :, None]
