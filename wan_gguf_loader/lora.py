@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .dequant import PACKED_TYPES
 from .errors import GGUFError
 from .files import WeightsFile
+from .names import first_names
 from .ops import GGUFLinear
 
 _log = logging.getLogger(__name__)
@@ -53,7 +54,6 @@ _DIFFUSERS = tuple(
 )
 """Layer names of diffusers' Wan transformer to upstream's."""
 _LOW_RANK: tuple[str, ...] = ("up", "down", "alpha")
-_SHOWN = 10
 
 
 @dataclass
@@ -127,20 +127,20 @@ def _match(model: nn.Module, file: WeightsFile) -> dict[str, _Layer]:
     if not layers:
         raise GGUFError(
             f"this is not a LoRA for this model: none of its {len(file.tensors)} tensors names a "
-            f"layer with a LoRA key ({_first([*unmatched, *others])}).",
+            f"layer with a LoRA key ({first_names([*unmatched, *others])}).",
             path=file.path,
         )
     if unmatched:
         raise GGUFError(
             f"{len(unmatched)} of the {len(file.tensors)} tensors of this LoRA match no layer of "
-            f"the model: {_first(unmatched)}. Use a LoRA made for this Wan model.",
+            f"the model: {first_names(unmatched)}. Use a LoRA made for this Wan model.",
             path=file.path,
         )
     if others:
         _log.warning(
             "%s: %d of the %d tensors of this LoRA belong to other parts than the transformer and "
             "are left out: %s",
-            file.path.name, len(others), len(file.tensors), _first(others),
+            file.path.name, len(others), len(file.tensors), first_names(others),
         )  # fmt: skip
     return layers
 
@@ -200,12 +200,7 @@ def _factor(file: WeightsFile, name: str) -> Tensor:
     """Read a factor as a matrix; those of a convolution have more dimensions."""
     tensor = _read(file, name)
     if tensor.ndim < 2 or 0 in tensor.shape:
-        raise GGUFError(
-            f"{name!r} has the shape {list(tensor.shape)}; a LoRA factor needs 2 dimensions or "
-            "more, none of them 0. Download the file again, or take another LoRA.",
-            path=file.path,
-            tensor=name,
-        )
+        raise _misshapen(file, name, "a LoRA factor needs 2 dimensions or more, none of them 0")
     return tensor.flatten(1)
 
 
@@ -213,13 +208,17 @@ def _number(file: WeightsFile, name: str) -> float:
     """Read a tensor of one number, of any type."""
     tensor = file.read(name)
     if tensor.numel() != 1 or file.tensors[name].type in PACKED_TYPES:
-        raise GGUFError(
-            f"{name!r} has the shape {list(file.tensors[name].shape)}; the alpha of a LoRA layer "
-            "is one number. Download the file again, or take another LoRA.",
-            path=file.path,
-            tensor=name,
-        )
+        raise _misshapen(file, name, "the alpha of a LoRA layer is one number")
     return float(tensor.double())
+
+
+def _misshapen(file: WeightsFile, name: str, needed: str) -> GGUFError:
+    return GGUFError(
+        f"{name!r} has the shape {list(file.tensors[name].shape)}; {needed}. Download the file "
+        "again, or take another LoRA.",
+        path=file.path,
+        tensor=name,
+    )
 
 
 def _check(
@@ -262,8 +261,3 @@ def _apply(change: _Change, strength: float) -> None:
         change.leaf,
         nn.Parameter(changed, requires_grad=tensor.requires_grad) if is_parameter else changed,
     )
-
-
-def _first(names: list[str]) -> str:
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest
