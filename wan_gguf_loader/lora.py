@@ -41,15 +41,21 @@ _ROLES = {
     ".diff_m": "modulation",
 }
 _DIFFUSERS = tuple(
-    (re.compile(rf"^(blocks\.\d+)\.{theirs}$"), rf"\1.{ours}")
+    (re.compile(theirs), ours)
     for theirs, ours in (
-        (r"attn1\.to_([qkv])", r"self_attn.\2"),
-        (r"attn1\.to_out\.0", "self_attn.o"),
-        (r"attn2\.to_([qkv])", r"cross_attn.\2"),
-        (r"attn2\.to_out\.0", "cross_attn.o"),
-        (r"attn2\.add_([kv])_proj", r"cross_attn.\2_img"),
-        (r"ffn\.net\.0\.proj", "ffn.0"),
-        (r"ffn\.net\.2", "ffn.2"),
+        (r"^(blocks\.\d+)\.attn1\.to_([qkv])$", r"\1.self_attn.\2"),
+        (r"^(blocks\.\d+)\.attn1\.to_out\.0$", r"\1.self_attn.o"),
+        (r"^(blocks\.\d+)\.attn2\.to_([qkv])$", r"\1.cross_attn.\2"),
+        (r"^(blocks\.\d+)\.attn2\.to_out\.0$", r"\1.cross_attn.o"),
+        (r"^(blocks\.\d+)\.attn2\.add_([kv])_proj$", r"\1.cross_attn.\2_img"),
+        (r"^(blocks\.\d+)\.ffn\.net\.0\.proj$", r"\1.ffn.0"),
+        (r"^(blocks\.\d+)\.ffn\.net\.2$", r"\1.ffn.2"),
+        (r"^condition_embedder\.(time|text)_embedder\.linear_1$", r"\1_embedding.0"),
+        (r"^condition_embedder\.(time|text)_embedder\.linear_2$", r"\1_embedding.2"),
+        (r"^condition_embedder\.time_proj$", "time_projection.1"),
+        (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj$", "img_emb.proj.1"),
+        (r"^condition_embedder\.image_embedder\.ff\.net\.2$", "img_emb.proj.3"),
+        (r"^proj_out$", "head.head"),
     )
 )
 """Layer names of diffusers' Wan transformer to upstream's."""
