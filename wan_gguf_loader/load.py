@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from .dequant import PACKED_TYPES
 from .errors import GGUFError
 from .files import WeightsFile
-from .names import reconcile_shape
+from .names import first_names, reconcile_shape
 from .ops import GGUFLinear
 from .types import TYPES_BY_NAME
 
 _log = logging.getLogger(__name__)
-_SHOWN = 10
 
 
 def load_weights(
@@ -55,7 +54,7 @@ def load_weights(
         if unused:
             _log.info(
                 "%s: %d tensors have no place in this model (%s)",
-                file.path.name, len(unused), _first(unused),
+                file.path.name, len(unused), first_names(unused),
             )  # fmt: skip
 
 
@@ -78,7 +77,7 @@ def _locate(expected: Mapping[str, Tensor], files: Sequence[WeightsFile]) -> dic
         sources = ", ".join(file.path.name for file in files)
         raise GGUFError(
             f"{len(missing)} of the {len(expected)} tensors of the model are not in {sources}: "
-            f"{_first(missing)}. Load every file the model needs.",
+            f"{first_names(missing)}. Load every file the model needs.",
             tensor=missing[0],
         )
     return places
@@ -108,8 +107,3 @@ def _load_plain(owner: nn.Module, leaf: str, file: WeightsFile, name: str) -> No
     value = file.dequantize(name, dtype=target.dtype).view(shape)
     is_parameter = isinstance(target, nn.Parameter)
     setattr(owner, leaf, nn.Parameter(value, requires_grad=False) if is_parameter else value)
-
-
-def _first(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .dequant import PACKED_TYPES
 from .errors import GGUFError
 from .files import WeightsFile
+from .names import first_names
 from .ops import GGUFLinear
 
 _log = logging.getLogger(__name__)
@@ -40,20 +41,25 @@ _ROLES = {
     ".diff_m": "modulation",
 }
 _DIFFUSERS = tuple(
-    (re.compile(rf"^(blocks\.\d+)\.{theirs}$"), rf"\1.{ours}")
+    (re.compile(theirs), ours)
     for theirs, ours in (
-        (r"attn1\.to_([qkv])", r"self_attn.\2"),
-        (r"attn1\.to_out\.0", "self_attn.o"),
-        (r"attn2\.to_([qkv])", r"cross_attn.\2"),
-        (r"attn2\.to_out\.0", "cross_attn.o"),
-        (r"attn2\.add_([kv])_proj", r"cross_attn.\2_img"),
-        (r"ffn\.net\.0\.proj", "ffn.0"),
-        (r"ffn\.net\.2", "ffn.2"),
+        (r"^(blocks\.\d+)\.attn1\.to_([qkv])$", r"\1.self_attn.\2"),
+        (r"^(blocks\.\d+)\.attn1\.to_out\.0$", r"\1.self_attn.o"),
+        (r"^(blocks\.\d+)\.attn2\.to_([qkv])$", r"\1.cross_attn.\2"),
+        (r"^(blocks\.\d+)\.attn2\.to_out\.0$", r"\1.cross_attn.o"),
+        (r"^(blocks\.\d+)\.attn2\.add_([kv])_proj$", r"\1.cross_attn.\2_img"),
+        (r"^(blocks\.\d+)\.ffn\.net\.0\.proj$", r"\1.ffn.0"),
+        (r"^(blocks\.\d+)\.ffn\.net\.2$", r"\1.ffn.2"),
+        (r"^condition_embedder\.(time|text)_embedder\.linear_1$", r"\1_embedding.0"),
+        (r"^condition_embedder\.(time|text)_embedder\.linear_2$", r"\1_embedding.2"),
+        (r"^condition_embedder\.time_proj$", "time_projection.1"),
+        (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj$", "img_emb.proj.1"),
+        (r"^condition_embedder\.image_embedder\.ff\.net\.2$", "img_emb.proj.3"),
+        (r"^proj_out$", "head.head"),
     )
 )
 """Layer names of diffusers' Wan transformer to upstream's."""
 _LOW_RANK: tuple[str, ...] = ("up", "down", "alpha")
-_SHOWN = 10
 
 
 @dataclass
@@ -127,20 +133,20 @@ def _match(model: nn.Module, file: WeightsFile) -> dict[str, _Layer]:
     if not layers:
         raise GGUFError(
             f"this is not a LoRA for this model: none of its {len(file.tensors)} tensors names a "
-            f"layer with a LoRA key ({_first([*unmatched, *others])}).",
+            f"layer with a LoRA key ({first_names([*unmatched, *others])}).",
             path=file.path,
         )
     if unmatched:
         raise GGUFError(
             f"{len(unmatched)} of the {len(file.tensors)} tensors of this LoRA match no layer of "
-            f"the model: {_first(unmatched)}. Use a LoRA made for this Wan model.",
+            f"the model: {first_names(unmatched)}. Use a LoRA made for this Wan model.",
             path=file.path,
         )
     if others:
         _log.warning(
             "%s: %d of the %d tensors of this LoRA belong to other parts than the transformer and "
             "are left out: %s",
-            file.path.name, len(others), len(file.tensors), _first(others),
+            file.path.name, len(others), len(file.tensors), first_names(others),
         )  # fmt: skip
     return layers
 
@@ -200,12 +206,7 @@ def _factor(file: WeightsFile, name: str) -> Tensor:
     """Read a factor as a matrix; those of a convolution have more dimensions."""
     tensor = _read(file, name)
     if tensor.ndim < 2 or 0 in tensor.shape:
-        raise GGUFError(
-            f"{name!r} has the shape {list(tensor.shape)}; a LoRA factor needs 2 dimensions or "
-            "more, none of them 0. Download the file again, or take another LoRA.",
-            path=file.path,
-            tensor=name,
-        )
+        raise _misshapen(file, name, "a LoRA factor needs 2 dimensions or more, none of them 0")
     return tensor.flatten(1)
 
 
@@ -213,13 +214,17 @@ def _number(file: WeightsFile, name: str) -> float:
     """Read a tensor of one number, of any type."""
     tensor = file.read(name)
     if tensor.numel() != 1 or file.tensors[name].type in PACKED_TYPES:
-        raise GGUFError(
-            f"{name!r} has the shape {list(file.tensors[name].shape)}; the alpha of a LoRA layer "
-            "is one number. Download the file again, or take another LoRA.",
-            path=file.path,
-            tensor=name,
-        )
+        raise _misshapen(file, name, "the alpha of a LoRA layer is one number")
     return float(tensor.double())
+
+
+def _misshapen(file: WeightsFile, name: str, needed: str) -> GGUFError:
+    return GGUFError(
+        f"{name!r} has the shape {list(file.tensors[name].shape)}; {needed}. Download the file "
+        "again, or take another LoRA.",
+        path=file.path,
+        tensor=name,
+    )
 
 
 def _check(
@@ -262,8 +267,3 @@ def _apply(change: _Change, strength: float) -> None:
         change.leaf,
         nn.Parameter(changed, requires_grad=tensor.requires_grad) if is_parameter else changed,
     )
-
-
-def _first(names: list[str]) -> str:
-    rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + rest

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from .errors import GGUFError
@@ -18,6 +18,7 @@ from .errors import GGUFError
 _ANY_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
 _COMMON_PREFIXES = ("model.", "net.")
 
+_SHOWN = 10  # names in a message
 _PATCH = "patch_embedding.weight"
 _PATCH_BIAS = "patch_embedding.bias"
 
@@ -156,3 +157,9 @@ def reconcile_shape(
         path=path,
         tensor=name,
     )
+
+
+def first_names(names: Sequence[str]) -> str:
+    """List the first names for a message, and count the others."""
+    others = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + others

@@ -67,7 +67,10 @@ _WHERE_IT_GOES = {
     FileKind.WAV2VEC2: "Load this file as the Wav2Vec2 model.",
 }
 
-_LORA_MARKS = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora_a.", ".lora_b.")
+_LORA_MARKS = (
+    *(".lora_A.", ".lora_B.", ".lora_a.", ".lora_b."),
+    *(".lora_down.", ".lora_up.", ".lora.down.", ".lora.up."),
+)
 _LORA_ENDS = (".diff", ".diff_b", ".lora_A", ".lora_B", ".dora_scale")
 _SCALE_ENDS = (".scale_weight", ".weight_scale", ".weight_scale_2")
 

@@ -55,7 +55,10 @@ def load_text_encoder(path: Path) -> Any:
                 f"{path.name} has {sizes.relative_attention_num_buckets} position buckets; "
                 f"ComfyUI's UMT5 has {_BUCKETS}. Get umt5_xxl_fp16.safetensors."
             )
-        check_shapes(file.shapes, _needed(file, sizes), source=path.name, what="a UMT5 encoder")
+        needed = _needed(file, sizes)
+        check_shapes(file.shapes, needed, source=path.name, what="a UMT5 encoder")
+        for name in needed:
+            file.weight_info(name)  # refuses whole numbers
         load = _from_gguf if file.format == "gguf" else _from_safetensors
         return load(file, sizes)
 
