@@ -33,6 +33,7 @@ _CORE_LEVELS = (
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
     {"model.lrope", "model.kernels"},
     {"model.elementwise"},
+    {"model.residual"},
     {"model.attention", "model.audio_tokens", "inputs.features"},
     {"model.hooks", "model.backends"},
     {"model.block", "method.schedule", "method.guidance", "files.identify", "files.sizes"},
