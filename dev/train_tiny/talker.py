@@ -76,7 +76,7 @@ class Draw(NamedTuple):
 
 def build(config: ModelConfig, *, text_len: int) -> MultiTalkModel:
     """Build the model for training, with prompts of `text_len` rows instead of 512."""
-    model = MultiTalkModel(replace(config, text_len=text_len))
+    model = MultiTalkModel(replace(config, text_len=text_len), differentiable=True)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and name.startswith("blocks."):
             nn.init.xavier_uniform_(parameter)

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..protocols import Feed, Ops, Packed
 from .attention import AudioAttention, CrossAttention, Norm, SelfAttention
-from .elementwise import add, gelu, normalize
+from .elementwise import gelu, gelu_, normalize
 from .hooks import NO_HOOKS, Hooks
 from .lrope import Rotation, label_positions
+from .residual import Stream
 
 Device = torch.device | str | None
 
@@ -69,19 +70,21 @@ class LayerNorm(nn.LayerNorm):
 
 
 class GELU(nn.Module):
-    """The tanh approximation, in place where no gradient is recorded.
+    """The tanh approximation.
 
     Attributes:
         feed: If given, the result may be in packed form.
+        in_place: Whether the input is overwritten.
     """
 
-    def __init__(self, feed: Feed | None = None) -> None:
+    def __init__(self, feed: Feed | None = None, *, in_place: bool) -> None:
         super().__init__()
         self.feed = feed
+        self.in_place = in_place
 
     def forward(self, input: Tensor) -> Tensor | Packed:
         """Apply it to each number."""
-        return gelu(input, feed=self.feed)
+        return (gelu_ if self.in_place else gelu)(input, feed=self.feed)
 
 
 class FeedForward(nn.ModuleList):
@@ -97,11 +100,24 @@ class FeedForward(nn.ModuleList):
 
 
 class Block(nn.Module):
-    """One transformer block."""
+    """One transformer block.
 
-    def __init__(self, config: ModelConfig, *, ops: Ops, device: Device = None) -> None:
+    Attributes:
+        differentiable: Whether it can be trained: nothing is overwritten, and no rounding residual
+            is kept.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        ops: Ops,
+        device: Device = None,
+        differentiable: bool = False,
+    ) -> None:
         super().__init__()
         dim, eps = config.dim, config.eps
+        self.differentiable = differentiable
         self._hold, self._feed = ops.hold, ops.feed
         self.self_attn = SelfAttention(config, ops=ops, device=device)
         self.norm3 = LayerNorm(dim, eps=eps, device=device, feed=ops.feed)
@@ -109,7 +125,7 @@ class Block(nn.Module):
         self.ffn = FeedForward(
             (
                 ops.Linear(dim, config.ffn_dim, device=device),
-                GELU(ops.feed),
+                GELU(ops.feed, in_place=not differentiable),
                 ops.Linear(config.ffn_dim, dim, device=device),
             )
         )
@@ -131,20 +147,20 @@ class Block(nn.Module):
         parts: Sequence[Part],
         audio_strength: Tensor | float = 1.0,
         hooks: Hooks = NO_HOOKS,
-        rest: Tensor | None = None,
+        residual: Tensor | None = None,
     ) -> Tensor:
         """Refine the tokens.
 
         Args:
-            x: Video tokens, `(B, N, dim)`; overwritten where no gradient is recorded.
+            x: Video tokens, `(B, N, dim)`; overwritten unless the block is differentiable.
             time: Projected time step, `(B, 6, dim)`, float32.
             context: Image and text tokens, `(B, 257 + text_len, dim)`.
             rotation: Of every video token.
-            parts: The batch in parts; one alone where gradients are recorded.
+            parts: The batch in parts; a differentiable block takes it in one.
             audio_strength: Multiplier of what the voices add. A 0-d CPU tensor, so that changing it
                 does not recompile.
             hooks: Functions of a host, called inside the block.
-            rest: The rounding residual of bfloat16 tokens, see `elementwise.cut`; overwritten.
+            residual: The rounding residual of bfloat16 tokens, see `residual.py`; overwritten.
 
         Returns:
             `(B, N, dim)`, same dtype.
@@ -153,60 +169,70 @@ class Block(nn.Module):
             (self.modulation.float() + time).unsqueeze(2).unbind(1)
         )
         looks: list[Tensor | None] = []
+        stream = Stream(x, residual)
         with self._held(self.self_attn, parts):
             for entries, _, token_masks in parts:
                 seen = self.self_attn(
-                    x[entries],
+                    stream.tokens[entries],
                     norm=self._modulation(scale1[entries], shift1[entries]),
                     rotation=rotation,
                     token_masks=token_masks,
                     attend=hooks.attends.video,
                 )
                 looks.append(seen.reference_map)
-                x = _add_part(x, entries, seen.tokens, gate=gate1[entries], rest=rest)
+                stream = self._added(stream, entries, seen.tokens, gate=gate1[entries])
                 del seen  # frees memory that the next part needs
         with self._held(self.cross_attn, parts):
             for entries, _, _ in parts:
                 y = self.cross_attn(
-                    x[entries],
+                    stream.tokens[entries],
                     context[entries],
                     norm=self.norm3,
                     attends=hooks.attends,
                 )
-                x = _add_part(x, entries, y, rest=rest)
+                stream = self._added(stream, entries, y)
                 del y
         if hooks.after_context is not None:
-            x = hooks.after_context(x)
+            stream = Stream(hooks.after_context(stream.tokens), residual)
         if parts[0].audio is not None:
-            x = self._hear(x, parts, looks, audio_strength, hooks, rest)
+            stream = self._hear(stream, parts, looks, audio_strength, hooks)
         with self._held(self.ffn, parts):
             for entries, _, _ in parts:
-                y = self.ffn(x[entries], norm=self._modulation(scale2[entries], shift2[entries]))
-                x = _add_part(x, entries, y, gate=gate2[entries], rest=rest)
+                norm = self._modulation(scale2[entries], shift2[entries])
+                y = self.ffn(stream.tokens[entries], norm=norm)
+                stream = self._added(stream, entries, y, gate=gate2[entries])
                 del y
-        return x
+        return stream.tokens
 
     def _hear(
         self,
-        x: Tensor,
+        stream: Stream,
         parts: Sequence[Part],
         looks: Sequence[Tensor | None],
         strength: Tensor | float,
         hooks: Hooks,
-        rest: Tensor | None,
-    ) -> Tensor:
+    ) -> Stream:
         with self._held(self.audio_cross_attn, parts):
             for (entries, audio, _), seen in zip(parts, looks, strict=True):
                 y = self.audio_cross_attn(
-                    x[entries],
+                    stream.tokens[entries],
                     audio,
                     norm=self.norm_x,
                     labels=None if seen is None else label_positions(seen),
                     attend=hooks.attends.audio,
                 )
-                x = _add_part(x, entries, y, gate=strength, rest=rest)
+                stream = self._added(stream, entries, y, gate=strength)
                 del y
-        return x
+        return stream
+
+    def _added(
+        self, stream: Stream, entries: slice, y: Tensor, *, gate: Tensor | float = 1.0
+    ) -> Stream:
+        """Add to some entries of the batch, in place unless the block is differentiable."""
+        if self.differentiable:
+            return Stream((stream.tokens + y * gate).to(stream.tokens.dtype))
+        stream.entries(entries).add_(y, gate=gate)
+        return stream
 
     def _modulation(self, scale: Tensor, shift: Tensor) -> Norm:
         return functools.partial(
@@ -217,18 +243,3 @@ class Block(nn.Module):
         self, layers: nn.Module, parts: Sequence[Part]
     ) -> contextlib.AbstractContextManager[None]:
         return self._hold(layers) if len(parts) > 1 else contextlib.nullcontext()
-
-
-def _add_part(
-    x: Tensor,
-    entries: slice,
-    y: Tensor,
-    *,
-    gate: Tensor | float = 1.0,
-    rest: Tensor | None,
-) -> Tensor:
-    """Add to some entries of the batch; where gradients are recorded these are all."""
-    if torch.is_grad_enabled():
-        return add(x, y, gate=gate)
-    add(x[entries], y, gate=gate, rest=None if rest is None else rest[entries])
-    return x

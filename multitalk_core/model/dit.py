@@ -5,7 +5,7 @@
 The blocks are in `block.py`. Follows `WanModel` in MultiTalk `wan/modules/multitalk_model.py`. With
 `config.audio` None it is the base model alone. Departures: a true batch axis, and those named in
 `attention.py`. The time path, modulation, norms, rotations and softmaxes are float32 inside; all
-else is in the latents' dtype, of which bfloat16 tokens keep four bits more (`elementwise.cut`).
+else is in the latents' dtype, of which bfloat16 tokens keep four bits more (`residual.py`).
 
 A batch, such as the passes of a guided step, goes through each part of a block together, so that a
 weight is decoded or moved once for all of it; where one entry fills a card already, they take turns
@@ -33,6 +33,7 @@ from .block import GELU, Block, Device, LayerNorm, Part
 from .hooks import NO_HOOKS, BlockCall, Hooks
 from .layers import TorchOps
 from .lrope import MAX_SPEAKERS, grid_rotation
+from .residual import empty_residual
 
 _IMAGE_NORM_EPS = 1e-5
 _MAX_PERIOD = 10000.0
@@ -104,19 +105,28 @@ class MultiTalkModel(nn.Module):
 
     Attributes:
         config: Sizes.
+        differentiable: Whether the model can be trained; it then needs more memory.
         blocks: The transformer blocks, called in order; hook them to stream weights or to stop.
     """
 
-    def __init__(self, config: ModelConfig, *, ops: Ops = TorchOps, device: Device = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        ops: Ops = TorchOps,
+        device: Device = None,
+        differentiable: bool = False,
+    ) -> None:
         super().__init__()
         dim = config.dim
         self.config = config
+        self.differentiable = differentiable
         self.patch_embedding = PatchEmbedding(
             config.in_channels, dim, kernel_size=(1, 2, 2), stride=(1, 2, 2), device=device
         )
         self.text_embedding = nn.Sequential(
             ops.Linear(config.text_dim, dim, device=device),
-            GELU(),
+            GELU(in_place=not differentiable),
             ops.Linear(dim, dim, device=device),
         )
         self.time_embedding = nn.Sequential(
@@ -126,7 +136,8 @@ class MultiTalkModel(nn.Module):
         )
         self.time_projection = nn.Sequential(nn.SiLU(), ops.Linear(dim, 6 * dim, device=device))
         self.blocks = nn.ModuleList(
-            Block(config, ops=ops, device=device) for _ in range(config.num_layers)
+            Block(config, ops=ops, device=device, differentiable=differentiable)
+            for _ in range(config.num_layers)
         )
         self.head = Head(config, ops=ops, device=device)
         self.img_emb = ImageEmbedding(config, ops=ops, device=device)
@@ -199,14 +210,14 @@ class MultiTalkModel(nn.Module):
             grid, head_dim=self.config.head_dim, device=x.device, placement=hooks.placement
         )
         strength = torch.tensor(audio_strength, device="cpu")
-        rest = _no_rest(x)
+        residual = None if self.differentiable else empty_residual(x)
         for index, block in enumerate(self.blocks):
             run = functools.partial(
                 block,
                 parts=parts,
                 audio_strength=strength,
                 hooks=hooks,
-                rest=rest,
+                residual=residual,
             )
             x = hooks.around_block(BlockCall(index, run, x, time, steps, context, rotation))
         # In turn: the head's tokens are float32.
@@ -240,7 +251,7 @@ class MultiTalkModel(nn.Module):
         """Divide the batch, checking the audio tokens and the masks that two speakers need."""
         batch = latents.shape[0]
         at_once = entries_at_once(grid.frames * grid.height * grid.width)
-        if torch.is_grad_enabled():
+        if self.differentiable:
             at_once = batch
         if isinstance(audio, Sequence):
             at_once = 1
@@ -308,13 +319,6 @@ def time_features(timestep: Tensor, *, width: int) -> Tensor:
 def modulate(x: Tensor, *, shift: Tensor, scale: Tensor) -> Tensor:
     """Give `x * (1 + scale) + shift` in float32 (the dtype of shift and scale)."""
     return torch.addcmul(shift, x, 1 + scale)
-
-
-def _no_rest(x: Tensor) -> Tensor | None:
-    """Begin what bfloat16 tokens are rounded off, at zero; tokens of other dtypes need none."""
-    if x.dtype != torch.bfloat16 or torch.is_grad_enabled():
-        return None
-    return torch.zeros(*x.shape[:-1], x.shape[-1] // 2, dtype=torch.uint8, device=x.device)
 
 
 def _token_grid(latents: Tensor) -> GridSize:

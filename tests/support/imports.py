@@ -36,6 +36,7 @@ CORE_LEVELS = (
     {"inputs.timeline"},
     {"method.state", "model.lrope", "model.kernels", "model.layers"},
     {"model.elementwise"},
+    {"model.residual"},
     {"model.attention", "model.audio_tokens", "inputs.features"},
     {"model.hooks", "model.backends", "inputs.speech"},
     {"inputs.scene"},

@@ -149,7 +149,7 @@ def test_dit_of_many_blocks_is_nearer_to_float32_for_the_rest_of_its_tokens(
     exact = _run(inputs, model=model)
     half = inputs.latents.bfloat16()
     kept = _distance(_run(inputs, model=model, latents=half).float(), exact)
-    monkeypatch.setattr(dit, "_no_rest", lambda x: None)
+    monkeypatch.setattr(dit, "empty_residual", lambda x: None)
     assert kept < 0.6 * _distance(_run(inputs, model=model, latents=half).float(), exact)
 
 
@@ -169,7 +169,8 @@ def test_dit_every_linear_layer_is_made_by_ops() -> None:
 
 
 def test_dit_trains_every_weight() -> None:
-    model = small_model().requires_grad_(True)
+    model = MultiTalkModel(CONFIG, differentiable=True)
+    model.load_state_dict(MODEL.state_dict())
     inputs = small_inputs()
     audio = model.project_audio(inputs.windows)
     velocity = model(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.model import elementwise
+from comfyui_multitalk.multitalk_core.model import elementwise, residual
 from comfyui_multitalk.multitalk_core.model.lrope import Rotation
 
 pytest.importorskip("triton", reason="needs Triton: pip install triton")
@@ -64,50 +64,50 @@ def test_kernel_turns_without_the_norm() -> None:
 
 def test_kernel_adds_gated_as_torch() -> None:
     x, y, gate = normal(2, 7, WIDTH), normal(2, 7, WIDTH, seed=1), normal(2, 1, WIDTH, seed=2)
-    expected = elementwise.add(x, y, gate=gate)
     result = x.to(DEVICE, copy=True)
+    residual.Stream(x).add_(y, gate=gate)
     kernels.add_gated(result, y.to(DEVICE), gate=gate.to(DEVICE))
-    assert distance(result, expected) < 1e-6
+    assert distance(result, x) < 1e-6
 
 
 def test_what_is_added_in_another_dtype_keeps_the_rest_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host's layer may give float32, which the kernel would take for pairs of bfloat16."""
-    monkeypatch.setattr(elementwise, "_kernels", lambda x: kernels)
+    monkeypatch.setattr(residual, "kernels_for", lambda x: kernels)
     y = normal(1, 3, WIDTH, seed=1).bfloat16()
     results = []
     for added in (y, y.float()):
-        x, rest = elementwise.cut(normal(1, 3, WIDTH))
+        x, rest = residual.cut(normal(1, 3, WIDTH))
         with torch.no_grad():
-            elementwise.add(x.to(DEVICE), added.to(DEVICE), rest=rest.to(DEVICE))
-        results.append(elementwise.joined(x, rest))
+            residual.Stream(x.to(DEVICE), rest.to(DEVICE)).add_(added.to(DEVICE))
+        results.append(residual.joined(x, rest))
     if DEVICE == "cpu":  # where they were overwritten, not copied
         assert distance(results[1], results[0]) < 1e-4
 
 
 @pytest.mark.parametrize("gated", [True, False])
 def test_kernel_keeps_the_rest_of_bfloat16_as_torch(gated: bool) -> None:
-    x, rest = elementwise.cut(normal(2, 7, WIDTH))
+    x, rest = residual.cut(normal(2, 7, WIDTH))
     y = normal(2, 7, WIDTH, seed=1).bfloat16()
     gate = normal(2, 1, WIDTH, seed=2) if gated else 0.3
     made, left = x.to(DEVICE, copy=True), rest.to(DEVICE, copy=True)
     given = gate.to(DEVICE) if isinstance(gate, Tensor) else gate
     kernels.add_with_rest(made, y.to(DEVICE), gate=given, rest=left)
     with torch.no_grad():
-        elementwise.add(x, y, gate=gate, rest=rest)
-    whole = elementwise.joined(x, rest)
-    assert distance(elementwise.joined(made.cpu(), left.cpu()), whole) < 1e-4
+        residual.Stream(x, rest).add_(y, gate=gate)
+    whole = residual.joined(x, rest)
+    assert distance(residual.joined(made.cpu(), left.cpu()), whole) < 1e-4
     assert (left.cpu() != rest).float().mean() < 0.01  # a product and a sum may round as one
 
 
 def test_rest_of_bfloat16_is_four_bits_more() -> None:
     value = torch.cat((normal(4096), 1e-30 * normal(64), torch.tensor([0.0, -0.0, 255.75, -3.0])))
-    x, rest = elementwise.cut(value)
+    x, rest = residual.cut(value)
     assert torch.equal(x, value.bfloat16())
-    whole = elementwise.joined(x, rest)
+    whole = residual.joined(x, rest)
     assert distance(whole[:4096], value[:4096]) < 1.2e-4
     assert 16 * distance(whole[:4096], value[:4096]) > 0.9 * distance(x[:4096], value[:4096])
     assert abs(float((whole - value)[:4096].mean())) < 3e-6  # no drift
-    assert elementwise.cut(torch.tensor([torch.inf, -torch.inf]))[0].isinf().all()
+    assert residual.cut(torch.tensor([torch.inf, -torch.inf]))[0].isinf().all()
 
 
 def test_many_small_additions_are_not_lost_in_bfloat16() -> None:
@@ -117,31 +117,26 @@ def test_many_small_additions_are_not_lost_in_bfloat16() -> None:
     errors = []
     for keeps in (True, False):
         x = torch.zeros(2, 7, WIDTH, dtype=torch.bfloat16)
-        rest = elementwise.cut(x.float())[1] if keeps else None
+        rest = residual.cut(x.float())[1] if keeps else None
         with torch.no_grad():
             for part in parts:
-                elementwise.add(x, part, rest=rest)
+                residual.Stream(x, rest).add_(part)
         errors.append(distance(x.float(), exact))
     assert errors[0] < 0.004
     assert errors[1] > 2 * errors[0]
 
 
-def test_add_overwrites_only_where_no_gradient_is_recorded() -> None:
+@pytest.mark.parametrize("records", [True, False], ids=["grad", "no grad"])
+def test_pure_and_in_place_work_do_not_depend_on_the_grad_mode(records: bool) -> None:
     x, y = normal(1, 3, 4), normal(1, 3, 4, seed=1)
     before = x.clone()
-    recorded = elementwise.add(x, y)
-    assert torch.equal(x, before)
-    with torch.no_grad():
-        assert elementwise.add(x, y) is x
-    assert torch.equal(x, recorded)
-
-
-def test_gelu_in_place_is_torch_s() -> None:
-    x = normal(3, 4)
-    recorded = elementwise.gelu(x)
-    with torch.no_grad():
-        assert torch.equal(elementwise.gelu(x), recorded)
-    assert torch.equal(x, recorded)
+    with torch.set_grad_enabled(records):
+        activated = elementwise.gelu(x)
+        assert torch.equal(x, before)
+        residual.Stream(x).add_(y)
+        assert torch.equal(x, before + y)
+        assert elementwise.gelu_(before) is before
+    assert torch.equal(before, activated)
 
 
 @pytest.mark.gpu
@@ -151,5 +146,5 @@ def test_card_uses_the_kernels_and_agrees_with_the_cpu() -> None:
     x, gate = normal(2, 7, WIDTH), normal(2, 1, WIDTH, seed=2)
     expected = elementwise.normalize(x, gain=gate, shift=gate, eps=1e-6)
     result = elementwise.normalize(x.cuda(), gain=gate.cuda(), shift=gate.cuda(), eps=1e-6)
-    assert elementwise._kernels(result) is kernels
+    assert elementwise.kernels_for(result) is kernels
     assert distance(result, expected) < 1e-6
