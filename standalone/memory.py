@@ -17,6 +17,7 @@ import torch
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size, token_grid
 from ..multitalk_core.model.dit import PART_TOKENS
+from ..multitalk_core.model.residual import RESIDUAL_SIZE
 
 TILE_PIXELS = 384
 """Side of the VAE's tiles. Tiles of 256 pixels show up to three times the difference at seams."""
@@ -27,8 +28,6 @@ _WIDTHS, _PLAIN_WIDTHS = 4.1, 9.4
 """Tensors of tokens x width alive at once in self-attention, where all needs peak, the tokens
 themselves aside: queries, keys, values and the result; without Triton also what torch's own steps
 of norm and rotation leave between them. In int8 the inner width of feed-forward takes as much."""
-_REST = 0.25
-"""What the tokens are rounded off, in units of the tokens; as in `elementwise.py`."""
 _SLACK = 1.03
 """What the allocator loses between tensors."""
 _VAE_WIDTHS = 57
@@ -122,7 +121,7 @@ class Workload:
         at_once = max(self.num_tokens, min(tokens, PART_TOKENS))
         inner = at_once * (_WIDTHS if self.fused else _PLAIN_WIDTHS)
         decoded = 2 * self.ffn_dim
-        kept = tokens * (1 + _REST * (self.dtype == torch.bfloat16))
+        kept = tokens * (1 + RESIDUAL_SIZE * (self.dtype == torch.bfloat16))
         total = (kept + inner + decoded) * self.dim * self.dtype.itemsize
         return int(total * _SLACK)
 

@@ -12,7 +12,7 @@ from ...multitalk_core.config import ApgConfig
 from ...multitalk_core.geometry import Size
 from ...multitalk_core.inputs.masks import fit_masks
 from ...multitalk_core.inputs.photo import prepare
-from ...multitalk_core.method.color import match_color, rgb_to_lab
+from ...multitalk_core.method.color import match_color_, rgb_to_lab
 from ...multitalk_core.method.guidance import Projection
 from ...multitalk_core.method.schedule import shift_timestep
 from .golden import GoldenFile, Row, require_rows, row
@@ -58,7 +58,7 @@ def _colors(file: GoldenFile) -> list[Row]:
     rows = []
     for strength in _cases(file, r"color\.out\.(.+)"):
         frames, theirs = file.get("color.in"), file.get(f"color.out.{strength}")
-        ours = match_color(frames, file.get("color.ref"), strength=float(strength))
+        ours = match_color_(frames.clone(), file.get("color.ref"), strength=float(strength))
         group = f"color.strength_{strength}"
         errors = (ours - theirs).abs().amax(dim=(0, 1, 3, 4))
         flat = torch.tensor([_is_flat(frame) for frame in frames[0].unbind(dim=1)])

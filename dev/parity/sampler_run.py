@@ -96,11 +96,11 @@ class Recorder:
     def vae_decode(self, latents: Tensor) -> Tensor:
         """Give the recorded frames of this segment."""
         self.chunks[-1].final_latents = latents[0].clone()
-        return self.file.get(f"in.vae_decode_out.{len(self.chunks) - 1}")[None]
+        return self.file.get(f"in.vae_decode_out.{len(self.chunks) - 1}")[None].clone()
 
     def image_encode(self, image: Tensor) -> Tensor:
         """Give the recorded image tokens of this segment."""
-        self._image_inputs.append(image.clone())
+        self._image_inputs.append(image.clone(memory_format=torch.contiguous_format))
         return self.file.get(f"in.clip.{len(self._image_inputs) - 1}")
 
     def project_audio(self, windows: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from .elementwise import kernels_for
 
+RESIDUAL_SIZE = 0.25
+"""Bytes of the residual for each byte of bfloat16 tokens."""
 _ROWS_AT_ONCE = 2048
 """Tokens added at once without a kernel, because the float32 in between takes memory."""
 
@@ -74,7 +76,7 @@ def _add_with_residual(
 ) -> None:
     if kernels is not None and y.dtype == x.dtype:  # a host's layer may give another
         number = not isinstance(gate, Tensor) or gate.ndim == 0
-        kernels.add_with_rest(x, y, gate=float(gate) if number else gate, rest=residual)
+        kernels.add_with_residual(x, y, gate=float(gate) if number else gate, residual=residual)
         return
     num_rows = x.shape[1]
     step = num_rows if torch.compiler.is_compiling() else _ROWS_AT_ONCE

@@ -39,4 +39,4 @@ def test_upstream_plan_ends_as_upstream(
 
 def test_upstream_plan_cuts_hard() -> None:
     made = upstream_plan([30], method="multitalk", segment_frames=13, motion_frames=5)
-    assert [made.held_frames(index) for index in range(4)] == [0, 0, 0, 0]
+    assert [made.pending_frames(index) for index in range(4)] == [0, 0, 0, 0]

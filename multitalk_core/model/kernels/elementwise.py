@@ -1,4 +1,4 @@
-"""The transformer's element-wise work by Triton, one pass over memory each; see `..elementwise`.
+"""Triton kernels of `..elementwise` and `..residual`, each one pass over memory.
 
 All arithmetic is float32 and rounds once, at the end. A program works on one token.
 """
@@ -69,21 +69,21 @@ def add_gated(x: Tensor, y: Tensor, *, gate: Tensor) -> None:
     )
 
 
-def add_with_rest(x: Tensor, y: Tensor, *, gate: Tensor | float, rest: Tensor) -> None:
-    """Add `y * gate` to `x` and its rest, all contiguous; see `..elementwise.cut`.
+def add_with_residual(x: Tensor, y: Tensor, *, gate: Tensor | float, residual: Tensor) -> None:
+    """Add `y * gate` to `x` and its residual, all contiguous; see `..residual.cut`.
 
     Args:
         x: Tokens, `(B, N, D)`, bfloat16, D even.
         y: What is added, likewise.
         gate: A number, or `(B, 1, D)`.
-        rest: `(B, N, D / 2)`, uint8.
+        residual: `(B, N, D / 2)`, uint8.
     """
     _, num_tokens, width = x.shape
-    grid = (triton.cdiv(rest.numel(), _ADD_PAIRS),)
+    grid = (triton.cdiv(residual.numel(), _ADD_PAIRS),)
     each, number = (gate.contiguous(), 0.0) if isinstance(gate, Tensor) else (None, gate)
-    _add_with_rest[grid](
-        x.view(torch.int32), y.view(torch.int32), y if each is None else each, rest, number,
-        rest.numel(), num_tokens * width // 2, GATED=each is not None, PAIRS=width // 2,
+    _add_with_residual[grid](
+        x.view(torch.int32), y.view(torch.int32), y if each is None else each, residual, number,
+        residual.numel(), num_tokens * width // 2, GATED=each is not None, PAIRS=width // 2,
         BLOCK=_ADD_PAIRS,
     )  # fmt: skip
 
@@ -141,11 +141,11 @@ def _add_gated(x, y, gate, num_values, entry, D: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def _add_with_rest(
-    x, y, gate, rest, number, num_pairs, entry,
+def _add_with_residual(
+    x, y, gate, residual, number, num_pairs, entry,
     GATED: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Work on pairs: two bfloat16 in a word, the first of them low, and their rests in a byte."""
+    """Work on pairs: two bfloat16 in a word, the first one low, and two residuals in a byte."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     ok = at < num_pairs
     first, second = number, number
@@ -154,16 +154,16 @@ def _add_with_rest(
         first = tl.load(column, mask=ok, other=0).to(tl.float32)
         second = tl.load(column + 1, mask=ok, other=0).to(tl.float32)
     both, added = tl.load(x + at, mask=ok, other=0), tl.load(y + at, mask=ok, other=0)
-    left = tl.load(rest + at, mask=ok, other=0).to(tl.int32)
+    left = tl.load(residual + at, mask=ok, other=0).to(tl.int32)
     low, low_left = _added(both << 16, left & 15, added << 16, first)
     high, high_left = _added(both & -65536, left >> 4, added & -65536, second)
     tl.store(x + at, (low & 65535) | (high << 16), mask=ok)
-    tl.store(rest + at, (low_left | (high_left << 4)).to(tl.uint8), mask=ok)
+    tl.store(residual + at, (low_left | (high_left << 4)).to(tl.uint8), mask=ok)
 
 
 @triton.jit
 def _added(bits, left, added, factor):
-    """Add to a bfloat16, given as the bits of its float32, and its rest; gives both."""
+    """Add to a bfloat16, given as the bits of its float32, and its residual; gives both."""
     bits += ((left ^ 8) - 8) << 12
     value = bits.to(tl.float32, bitcast=True) + added.to(tl.float32, bitcast=True) * factor
     bits = value.to(tl.int32, bitcast=True)

@@ -91,7 +91,7 @@ def test_kernel_keeps_the_rest_of_bfloat16_as_torch(gated: bool) -> None:
     gate = normal(2, 1, WIDTH, seed=2) if gated else 0.3
     made, left = x.to(DEVICE, copy=True), rest.to(DEVICE, copy=True)
     given = gate.to(DEVICE) if isinstance(gate, Tensor) else gate
-    kernels.add_with_rest(made, y.to(DEVICE), gate=given, rest=left)
+    kernels.add_with_residual(made, y.to(DEVICE), gate=given, residual=left)
     with torch.no_grad():
         residual.Stream(x, rest).add_(y, gate=gate)
     whole = residual.joined(x, rest)

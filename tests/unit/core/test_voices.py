@@ -133,7 +133,7 @@ _WITHOUT = """
 import sys
 sys.modules["{package}"] = None  # as if it were not installed
 import torch
-from comfyui_multitalk.multitalk_core.engine import generate
+import comfyui_multitalk.multitalk_core.engine
 from comfyui_multitalk.multitalk_core.errors import MultiTalkError
 from comfyui_multitalk.multitalk_core.inputs.timeline import arrange_recordings
 from comfyui_multitalk.multitalk_core.inputs.voices import Recording

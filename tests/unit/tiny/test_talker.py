@@ -222,7 +222,7 @@ def test_export_writes_what_was_trained(tmp_path: Path) -> None:
     save_voices(tmp_path / "voices.npz", {name: sound for name in (*TEST_VOICES, *TRAIN_VOICES)})
     made = export.export(tmp_path, tmp_path / "models")
     assert sorted(file.name for file in (*made.files, made.voices)) == sorted(
-        path.name for path in (tmp_path / "models").iterdir()
+        path.name for path in (tmp_path / "models").rglob("*.*")
     )
     base = open_weights(made.base)
     assert base.num_heads == TRAINED.num_heads
