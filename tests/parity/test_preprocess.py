@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from comfyui_multitalk.dev.parity.golden import GoldenFile
 from comfyui_multitalk.dev.parity.preprocess import compare
-from comfyui_multitalk.multitalk_core.method.color import match_color
+from comfyui_multitalk.multitalk_core.method.color import match_color_
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocess.safetensors"
 
@@ -53,7 +53,7 @@ def test_preprocess_grey_frame_is_said_to_differ_and_the_others_are_held(tmp_pat
     file = GoldenFile(GOLDEN)
     frames = file.get("color.in").clone()
     frames[:, :, 0] = frames[:, :1, 0]
-    recorded = match_color(frames, file.get("color.ref"), strength=1.0)
+    recorded = match_color_(frames, file.get("color.ref"), strength=1.0)
     recorded[:, :, 0] += 0.1
     path = tmp_path / "grey.safetensors"
 
