@@ -24,21 +24,23 @@ class Session:
 
     Attributes:
         transformer: The network inside the MODEL.
+        vae: ComfyUI's VAE as core's `VideoVAE`.
+        image_encoder: ComfyUI's CLIP_VISION as core's `ImageEncoder`.
     """
 
     def __init__(self, model: Any, *, vae: Any, clip_vision: Any) -> None:
         self.transformer = talking_transformer(model)
         self._device: torch.device = model.load_device
         self._latent_format = model.model.latent_format
-        self._vae = SessionVAE(vae, latent_format=self._latent_format)
-        self._image_encoder = SessionImageEncoder(clip_vision)
+        self.vae = SessionVAE(vae, latent_format=self._latent_format)
+        self.image_encoder = SessionImageEncoder(clip_vision)
 
     def engine(self, sampler: SegmentSampler) -> Engine:
         """Give the engine of the run."""
         return Engine(
             sampler=sampler,
-            vae=self._vae,
-            image_encoder=self._image_encoder,
+            vae=self.vae,
+            image_encoder=self.image_encoder,
             device=self._device,
         )
 
