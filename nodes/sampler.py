@@ -139,8 +139,8 @@ def _sockets() -> list[io.Input]:
         io.ClipVision.Input(
             "clip_vision",
             tooltip=(
-                "The image encoder, from Load CLIP Vision (Wan2.1). It encodes the first frame of "
-                "each segment."
+                "The image encoder, from Load CLIP Vision (Wan2.1). The sampler encodes one "
+                "picture with it for each segment."
             ),
         ),
     ]
@@ -217,7 +217,7 @@ def _method() -> list[io.Input]:
             max=1.0,
             step=0.05,
             tooltip=(
-                "How strongly the colours of each segment are matched to the photo's, from 0 (off) "
+                "How strongly the colours of each frame are matched to the photo's, from 0 (off) "
                 "to 1. This prevents colour drift in long videos."
             ),
         ),
