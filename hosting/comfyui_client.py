@@ -1,7 +1,7 @@
-"""One job's dealings with the ComfyUI server in the same container, over HTTP and its websocket.
+"""A client for the ComfyUI server in the same container, over HTTP and the websocket.
 
-Whatever a job puts into ComfyUI's folders or makes there lies in one subfolder of `temp` and one of
-`output`, named after the job's own random id, and is deleted with it.
+Each job keeps its files in one subfolder of `temp` and one of `output`. The folders have a random
+name, and are deleted when the job ends.
 """
 
 from __future__ import annotations
@@ -32,20 +32,21 @@ _log = logging.getLogger("multitalk.serverless")
 
 
 class JobError(Exception):
-    """A job that cannot be done; the message is for the customer."""
+    """A job that failed; the message is for the customer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """Where things are and how long they may take; docs/hosting.md lists the variables.
+    """Addresses, folders and time limits; docs/hosting.md lists the environment variables.
 
     Attributes:
-        url: Of ComfyUI.
-        base: ComfyUI's base directory, with `temp` and `output` in it.
+        url: Address of ComfyUI.
+        base: ComfyUI's base directory, which contains `temp` and `output`.
         workflows: Folder of the API workflows.
-        results: Folder the videos are moved to, such as a network volume; `None` sends them along.
-        start_seconds: How long ComfyUI may take to start.
-        job_seconds: How long a job may take.
+        results: Folder for the finished videos, such as a network volume; `None` sends the video as
+            events.
+        start_seconds: Longest time that ComfyUI may take to start.
+        job_seconds: Longest time that a job may take.
     """
 
     url: str
@@ -71,12 +72,13 @@ class Settings:
 
 
 class ComfyUI:
-    """The server, as one job sees it.
+    """The ComfyUI server, used by one job.
 
     Attributes:
-        settings: Where it is.
+        settings: Address and time limits.
         folder: The job's subfolder of `temp` and of `output`.
-        prompt_id: Of the job's prompt; ours, so that it can be stopped however submitting ends.
+        prompt_id: Id of the job's prompt. We choose it, so that the prompt can be stopped even if
+            the request that queues it fails.
     """
 
     def __init__(self, session: aiohttp.ClientSession, settings: Settings) -> None:
@@ -86,7 +88,7 @@ class ComfyUI:
         self._session = session
 
     async def wait_until_up(self) -> None:
-        """Wait for the server, which a cold worker is still starting."""
+        """Wait until the server answers; a new worker is still starting it."""
         deadline = time.monotonic() + self.settings.start_seconds
         while True:
             try:
@@ -96,37 +98,37 @@ class ComfyUI:
                 if time.monotonic() > deadline:
                     raise JobError(
                         f"ComfyUI does not answer at {self.settings.url} after "
-                        f"{self.settings.start_seconds:g} s. See its log, or set COMFYUI_URL."
+                        f"{self.settings.start_seconds:g} s. Read its log, or set COMFYUI_URL."
                     ) from reason
             await asyncio.sleep(_POLL_SECONDS)
 
     async def upload(self, content: bytes, name: str) -> str:
-        """Put a file into the job's folder of `temp`; give the name a loader node takes."""
+        """Upload a file to the job's folder in `temp`; return its name for a loader node."""
         form = aiohttp.FormData()
         form.add_field("image", content, filename=name)
         form.add_field("type", "temp")
         form.add_field("subfolder", self.folder)
         async with self._session.post("/upload/image", data=form) as answer:
             if answer.status != 200:
-                raise JobError(f"ComfyUI did not take {name} (HTTP {answer.status}).")
+                raise JobError(f"ComfyUI refused the upload of {name} (HTTP {answer.status}).")
             stored = await answer.json()
         return f"{stored['subfolder']}/{stored['name']} [temp]"
 
     @contextlib.asynccontextmanager
     async def run(self, graph: Graph, *, target: str) -> AsyncIterator[AsyncIterator[Message]]:
-        """Queue what a node of a graph needs; give ComfyUI's messages until it is done.
+        """Queue the part of a graph that a node needs; yield ComfyUI's messages until it is done.
 
         Raises:
-            JobError: If the graph is rejected, fails, is stopped or is late.
+            JobError: If the graph is rejected, fails, is interrupted or takes too long.
         """
-        # Opened first, so that no message is missed.
+        # Open the websocket first, so that no message is missed.
         async with self._session.ws_connect(f"/ws?clientId={self.prompt_id}") as socket:
             await self._submit(graph, target=target)
             yield self._messages(socket)
 
     async def saved_file(self) -> dict[str, str]:
-        """Give the one file of the finished prompt: `filename`, `subfolder` and `type`."""
-        while await self._is_running():  # its history is written after its last message
+        """Return the only output file of the prompt: `filename`, `subfolder` and `type`."""
+        while await self._is_running():  # the history is written after the last message
             await asyncio.sleep(_POLL_SECONDS)
         async with self._session.get(f"/history/{self.prompt_id}") as answer:
             outputs = (await answer.json())[self.prompt_id]["outputs"]
@@ -135,20 +137,20 @@ class ComfyUI:
         return {key: entry[key] for key in ("filename", "subfolder", "type")}
 
     async def download(self, entry: Mapping[str, str]) -> bytes:
-        """Give a file ComfyUI has saved."""
+        """Return the content of a file that ComfyUI has saved."""
         async with self._session.get("/view", params=entry) as answer:
             return await answer.read()
 
     async def move(self, entry: Mapping[str, str], folder: Path) -> Path:
-        """Move a file ComfyUI has saved into a folder, under the prompt's id."""
+        """Move a file that ComfyUI has saved to a folder; the prompt's id becomes its name."""
         saved = self.settings.base / "output" / entry["subfolder"] / entry["filename"]
         target = folder / f"{self.prompt_id}{saved.suffix}"
         await asyncio.to_thread(shutil.move, saved, target)
         return target
 
     async def clean_up(self) -> None:
-        """Stop the prompt if it is not over; delete the job's files and history."""
-        with contextlib.suppress(aiohttp.ClientError):  # then there is nothing to stop
+        """Stop the prompt if it still runs; delete the job's files and its history entry."""
+        with contextlib.suppress(aiohttp.ClientError):  # then ComfyUI is gone
             await self._stop()
             await self._post("/history", {"delete": [self.prompt_id]})
         for kind in ("temp", "output"):
@@ -175,13 +177,13 @@ class ComfyUI:
                 got = await socket.receive(timeout=max(deadline - time.monotonic(), 0.001))
             except asyncio.TimeoutError:
                 raise JobError(
-                    f"The job was stopped after {self.settings.job_seconds:g} s. Send less sound "
-                    "or ask for fewer steps, or raise MULTITALK_JOB_SECONDS."
+                    f"The job was stopped after {self.settings.job_seconds:g} s. Send a shorter "
+                    "voice, set fewer steps, or raise MULTITALK_JOB_SECONDS."
                 ) from None
             if got.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
-                raise JobError("ComfyUI went away during the job. See its log.")
+                raise JobError("ComfyUI closed the connection during the job. Read its log.")
             if got.type != aiohttp.WSMsgType.TEXT:
-                continue  # a preview picture
+                continue  # a latent preview
             message = json.loads(got.data)
             if message.get("data", {}).get("prompt_id") != self.prompt_id:
                 continue
@@ -191,11 +193,11 @@ class ComfyUI:
                 return
 
     async def _stop(self) -> None:
-        await self._post("/queue", {"delete": [self.prompt_id]})  # where it still waits
+        await self._post("/queue", {"delete": [self.prompt_id]})  # if it still waits
         deadline = time.monotonic() + _STOP_SECONDS
         while await self._is_running():
             if time.monotonic() > deadline:
-                _log.warning("ComfyUI does not stop prompt %s", self.prompt_id)
+                _log.warning("ComfyUI did not stop prompt %s", self.prompt_id)
                 return
             await self._post("/interrupt", {"prompt_id": self.prompt_id})
             await asyncio.sleep(_POLL_SECONDS)
@@ -211,7 +213,7 @@ class ComfyUI:
 
 
 def _rejection(said: Mapping[str, Any]) -> str:
-    """Put ComfyUI's reasons not to queue a graph into one line."""
+    """Return ComfyUI's reasons for rejecting a graph as one line."""
     reasons = [
         f"{node['class_type']} (node {number}): {error['message']}: {error['details']}"
         for number, node in said.get("node_errors", {}).items()

@@ -1,12 +1,13 @@
-"""A RunPod serverless worker: a photo and one or two voices in, a talking video out.
+"""A RunPod serverless worker: turns a photo and one or two voices into a talking video.
 
     python handler.py                              serves jobs; needs `pip install runpod`
     python handler.py --job job.json -o video.mp4  does one job without runpod, prints its events
 
-ComfyUI runs beside it, and its process keeps the models from one job to the next. `handler` is an
-async generator, as RunPod's streaming handlers may be: it yields progress, the video in parts, and
-`{"status": "done"}` or `{"error": ...}`, which fails the job. A job that is cancelled or late is
-interrupted in ComfyUI; its files are deleted in any case. docs/hosting.md tells what a job has.
+ComfyUI runs in the same container and keeps the models loaded between jobs. `handler` is an async
+generator, which RunPod calls a streaming handler. It yields progress events and the video in parts,
+and ends with `{"status": "done"}` or `{"error": ...}`; RunPod marks a job with an error as failed.
+If a job is cancelled or takes too long, it is interrupted in ComfyUI. Its files are always deleted.
+docs/hosting.md describes the fields of a job.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ Event = dict[str, Any]
 
 MAX_UPLOAD_BYTES = 32_000_000
 MAX_INLINE_BYTES = 7_000_000
-"""RunPod keeps 10 MB of a job's output; base64 adds a third."""
+"""RunPod stores at most 10 MB of a job's output; base64 makes the video a third larger."""
 PART_BYTES = 600_000
-"""RunPod takes 1 MB at a time from a generator."""
+"""RunPod accepts at most 1 MB in one event."""
 _WORKFLOWS = {1: "photo_to_talking_video.json", 2: "two_speakers.json"}
 _PICTURE = re.compile(rb"\x89PNG|\xff\xd8\xff|RIFF.{4}WEBP", re.DOTALL)
 _SOUND = re.compile(rb"RIFF.{4}WAVE|fLaC|OggS|ID3|\xff[\xe2-\xff]|.{4}ftyp", re.DOTALL)
@@ -52,8 +53,8 @@ class JobInput:
     Attributes:
         image: The photo's file.
         voices: One or two sound files.
-        prompt: What is to be seen; `None` keeps the workflow's.
-        sampler: Inputs of the MultiTalk Sampler to set.
+        prompt: The text prompt; `None` keeps the prompt of the workflow.
+        sampler: Values for inputs of MultiTalk Sampler, by name.
     """
 
     image: bytes
@@ -68,14 +69,16 @@ class JobInput:
             raise JobError("The job has no `input` object. Send `image` and `audio` in it.")
         known = {"image", "audio", "prompt", "sampler"}
         if unknown := sorted(set(given) - known):
-            raise JobError(f"The input has {unknown}; it may have {sorted(known)}.")
+            raise JobError(
+                f"The input has the unknown fields {unknown}; it may have {sorted(known)}."
+            )
         voices = given.get("audio")
         voices = voices if isinstance(voices, list) else [voices]
         if len(voices) not in _WORKFLOWS:
-            raise JobError(f"`audio` has {len(voices)} voices; one or two are possible.")
+            raise JobError(f"`audio` has {len(voices)} voices; one or two are needed.")
         prompt = given.get("prompt")
         if prompt is not None and not isinstance(prompt, str):
-            raise JobError(f"`prompt` is {prompt!r}; a text is needed.")
+            raise JobError(f"`prompt` is {prompt!r}; a string is needed.")
         sampler = given.get("sampler", {})
         if not isinstance(sampler, Mapping):
             raise JobError(f"`sampler` is {sampler!r}; an object of sampler inputs is needed.")
@@ -88,13 +91,13 @@ class JobInput:
 
 
 async def handler(job: Mapping[str, Any]) -> AsyncGenerator[Event, None]:
-    """Do one job, as RunPod asks.
+    """Do one job for RunPod.
 
     Args:
         job: `{"id": ..., "input": {"image", "audio", "prompt", "sampler"}}`.
 
     Yields:
-        `queued`, `running` and `video` events, then `done`, or one with `error`.
+        `queued`, `running` and `video` events, then a `done` or an `error` event.
     """
     try:
         settings = Settings.from_environment()
@@ -108,7 +111,9 @@ async def handler(job: Mapping[str, Any]) -> AsyncGenerator[Event, None]:
     except JobError as reason:
         yield {"error": str(reason)}
     except (aiohttp.ClientError, ConnectionError) as reason:
-        yield {"error": f"ComfyUI went away during the job ({reason}). See its log."}
+        yield {
+            "error": f"The connection to ComfyUI failed during the job ({reason}). Read its log."
+        }
 
 
 async def _events(wanted: JobInput, comfyui: ComfyUI) -> AsyncGenerator[Event, None]:
@@ -138,7 +143,7 @@ class Progress:
     """Turns ComfyUI's messages into a job's events.
 
     Attributes:
-        cached: Types of the nodes whose results were kept from the job before.
+        cached: Types of the nodes whose results ComfyUI reused from the previous job.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -146,7 +151,7 @@ class Progress:
         self.cached: list[str] = []
 
     def read(self, message: Message) -> Event | None:
-        """Give the event of a message, if there is one."""
+        """Return the event for a message, or `None` if there is none."""
         kind, data = message["type"], message["data"]
         if kind == "execution_cached":
             self.cached = sorted(self._type_of(node) for node in data["nodes"])
@@ -162,7 +167,7 @@ class Progress:
 
 
 async def _graph(wanted: JobInput, comfyui: ComfyUI) -> tuple[Graph, str]:
-    """Upload the files and fill the API workflow; give it and its saving node."""
+    """Upload the files and fill the API workflow; return it and the number of its Save node."""
     path = comfyui.settings.workflows / _WORKFLOWS[len(wanted.voices)]
     graph: Graph = json.loads(path.read_text(encoding="utf-8"))
 
@@ -172,7 +177,7 @@ async def _graph(wanted: JobInput, comfyui: ComfyUI) -> tuple[Graph, str]:
     (sampler,) = inputs("MTK_Sampler")
     free = {name for name, value in sampler.items() if not isinstance(value, list)}
     if wrong := sorted(set(wanted.sampler) - free):
-        raise JobError(f"`sampler` has {wrong}; it may have {sorted(free)}.")
+        raise JobError(f"`sampler` has the unknown inputs {wrong}; it may have {sorted(free)}.")
     sampler.update(wanted.sampler)
     if wanted.prompt is not None:
         graph[sampler["positive"][0]]["inputs"]["text"] = wanted.prompt
@@ -188,7 +193,7 @@ async def _graph(wanted: JobInput, comfyui: ComfyUI) -> tuple[Graph, str]:
 def _parts(video: bytes) -> Iterator[Event]:
     if len(video) > MAX_INLINE_BYTES:
         raise JobError(
-            f"The video has {len(video)} bytes; {MAX_INLINE_BYTES} can be sent along. "
+            f"The video has {len(video)} bytes; at most {MAX_INLINE_BYTES} can be sent as events. "
             "Set MULTITALK_RESULTS to a folder on a network volume."
         )
     starts = range(0, len(video), PART_BYTES)
@@ -198,18 +203,22 @@ def _parts(video: bytes) -> Iterator[Event]:
 
 
 def _content(value: object, field: str) -> bytes:
-    """Give the bytes of an input: as they are, or from base64, with or without `data:...,`."""
+    """Return the bytes of an input, which may be bytes or base64 (`data:...,` may precede it)."""
     if isinstance(value, str):
         try:
             content = base64.b64decode(value.rpartition(",")[2], validate=True)
         except binascii.Error as reason:
-            raise JobError(f"`{field}` is no base64 ({reason}).") from reason
+            raise JobError(
+                f"`{field}` is not valid base64 ({reason}). Send a file in base64."
+            ) from reason
     elif isinstance(value, bytes):
         content = value
     else:
         raise JobError(f"`{field}` is missing. Send a file in base64.")
     if len(content) > MAX_UPLOAD_BYTES:
-        raise JobError(f"`{field}` has {len(content)} bytes; {MAX_UPLOAD_BYTES} are possible.")
+        raise JobError(
+            f"`{field}` has {len(content)} bytes; at most {MAX_UPLOAD_BYTES} are possible."
+        )
     pattern, wanted = _KINDS[field]
     if not pattern.match(content):
         raise JobError(f"`{field}` begins with {content[:8]!r}; {wanted} is needed.")
@@ -217,13 +226,13 @@ def _content(value: object, field: str) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve, or do the job of a file here."""
+    """Serve jobs, or do the one job of a file."""
     parser = argparse.ArgumentParser(
-        description="Photo and voices to a talking video.", allow_abbrev=False
+        description="Turn a photo and voices into a talking video.", allow_abbrev=False
     )
-    parser.add_argument("--job", type=Path, help='JSON file: {"input": {...}}')
-    parser.add_argument("-o", "--output", type=Path, help="where its video goes")
-    options, _ = parser.parse_known_args(arguments)  # runpod reads options of its own
+    parser.add_argument("--job", type=Path, help='file with one job: {"input": {...}}')
+    parser.add_argument("-o", "--output", type=Path, help="file for the video of --job")
+    options, _ = parser.parse_known_args(arguments)  # runpod has options of its own
     if options.job is not None:
         return asyncio.run(_do_here(json.loads(options.job.read_text()), options.output))
     try:

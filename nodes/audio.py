@@ -24,25 +24,27 @@ class MultiTalkAudioEmbeds(io.ComfyNode):
             display_name="MultiTalk Audio Embeds",
             category="MultiTalk",
             description=(
-                "Listens to every speaker: mono, 16 kHz, -23 LUFS, Wav2Vec2 features at 25 per "
-                "second. The video will be as long as the sound."
+                "Places the voices of all speakers on one timeline and computes their Wav2Vec2 "
+                "features, 25 a second. Each voice is converted to 16 kHz mono and -23 LUFS "
+                "first. The video will be as long as the timeline."
             ),
             search_aliases=["multitalk", "wav2vec2", "audio features"],
             inputs=[
-                Wav2Vec2.Input("wav2vec2", tooltip="From Load Wav2Vec2."),
+                Wav2Vec2.Input("wav2vec2", tooltip="The voice encoder, from Load Wav2Vec2."),
                 io.Combo.Input(
                     "mode",
                     options=["together", "in_turn"],
                     default="together",
                     tooltip=(
-                        "together: every voice begins at its own start. in_turn: each begins when "
-                        "the one before has ended; its start is the pause between them."
+                        "together: each voice begins at the start time of its speaker. in_turn: "
+                        "each voice begins after the previous one has ended; the start time is "
+                        "the pause before it."
                     ),
                 ),
                 io.Autogrow.Input(
                     "speakers",
                     template=io.Autogrow.TemplatePrefix(
-                        Speakers.Input("speaker", tooltip="From MultiTalk Speaker."),
+                        Speakers.Input("speaker", tooltip="A speaker, from MultiTalk Speaker."),
                         prefix="speaker",
                         min=1,
                         max=MAX_SPEAKERS,
@@ -51,7 +53,8 @@ class MultiTalkAudioEmbeds(io.ComfyNode):
             ],
             outputs=[
                 AudioEmbeds.Output(
-                    display_name="audio_embeds", tooltip="To MultiTalk Sampler or MultiTalk Guider."
+                    display_name="audio_embeds",
+                    tooltip="The audio features, for MultiTalk Sampler or MultiTalk Guider.",
                 )
             ],
         )
@@ -63,8 +66,8 @@ class MultiTalkAudioEmbeds(io.ComfyNode):
         people = [person for name in sorted(speakers) for person in speakers[name] or ()]
         if not 1 <= len(people) <= MAX_SPEAKERS:
             raise InputError(
-                f"There are {len(people)} speakers; MultiTalk knows 1 or 2. "
-                "Connect one MultiTalk Speaker, or two."
+                f"There are {len(people)} speakers; MultiTalk needs 1 or 2. "
+                "Connect one or two MultiTalk Speaker nodes."
             )
         arrangement = arrange_recordings(
             [

@@ -1,4 +1,4 @@
-"""The example photo and voice, so that a template runs before the user has any."""
+"""MultiTalk Example: a photo and a voice for the template that runs without any files."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ class Example(io.ComfyNode):
             display_name="MultiTalk Example",
             category="MultiTalk",
             description=(
-                "A photo and a voice that come with the pack: a drawn person, and one "
-                "sentence spoken by a computer. The tiny models know such drawings only."
+                "Loads the example photo (a drawn person) and the example voice (one sentence "
+                "of synthetic speech) that come with the pack. Use them with the tiny models, "
+                "which were trained on such drawings only."
             ),
             search_aliases=["multitalk", "demo", "sample photo", "sample voice"],
             inputs=[],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="To MultiTalk Sampler."),
-                io.Audio.Output(display_name="audio", tooltip="To MultiTalk Speaker."),
+                io.Image.Output(display_name="image", tooltip="The photo, for MultiTalk Sampler."),
+                io.Audio.Output(display_name="audio", tooltip="The voice, for MultiTalk Speaker."),
             ],
         )
 

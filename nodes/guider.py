@@ -30,28 +30,36 @@ class MultiTalkGuider(io.ComfyNode):
             display_name="MultiTalk Guider",
             category="MultiTalk",
             description=(
-                "Samples one segment with ComfyUI's own nodes: connect it to "
-                "SamplerCustomAdvanced, with the conditioning and the latent of WanImageToVideo. "
-                "For whole videos take the MultiTalk Sampler."
+                "Guides SamplerCustomAdvanced by text and audio, so that ComfyUI's own nodes "
+                "sample one segment. Use the conditioning and the latent of WanImageToVideo. "
+                "For a whole video use MultiTalk Sampler."
             ),
             search_aliases=["multitalk", "infinitetalk", "audio guidance", "cfg guider"],
             inputs=[
-                io.Model.Input("model", tooltip="From Load MultiTalk Adapter, with any patches."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model with audio layers, from Load MultiTalk Adapter.",
+                ),
                 io.Conditioning.Input(
-                    "positive", tooltip="What is to be seen, from WanImageToVideo."
+                    "positive", tooltip="The prompt with the start image, from WanImageToVideo."
                 ),
                 io.Conditioning.Input(
                     "negative",
                     optional=True,
-                    tooltip="What is not; needed unless the text guidance is 1.",
+                    tooltip=(
+                        "The negative prompt with the start image, from WanImageToVideo. It is "
+                        "required unless text_guidance is 1."
+                    ),
                 ),
-                AudioEmbeds.Input("audio_embeds", tooltip="From MultiTalk Audio Embeds."),
+                AudioEmbeds.Input(
+                    "audio_embeds", tooltip="The audio features, from MultiTalk Audio Embeds."
+                ),
                 io.Image.Input(
                     "image",
                     optional=True,
                     tooltip=(
-                        "The photo; needed for two speakers, whose boxes and masks lie in its "
-                        "pixels."
+                        "The photo that the masks and boxes of the speakers refer to. It is "
+                        "required for two speakers."
                     ),
                 ),
                 io.Int.Input(
@@ -60,14 +68,18 @@ class MultiTalkGuider(io.ComfyNode):
                     min=0,
                     max=1_000_000,
                     tooltip=(
-                        "Which video frame the segment begins with, 25 a second; the latent says "
-                        "how many frames it has."
+                        "Number of the video frame at which the segment begins, at 25 frames a "
+                        "second. The length of the segment is that of the latent."
                     ),
                 ),
                 *guidance_inputs(),
                 *fast_inputs(),
             ],
-            outputs=[io.Guider.Output(display_name="guider", tooltip="To SamplerCustomAdvanced.")],
+            outputs=[
+                io.Guider.Output(
+                    display_name="guider", tooltip="The guider, for SamplerCustomAdvanced."
+                )
+            ],
         )
 
     @classmethod
@@ -100,18 +112,18 @@ def _check_start(start_frame: int, speech: Speech) -> None:
     if start_frame >= speech.num_frames:
         raise InputError(
             f"`start_frame` is {start_frame}, but the sound has {speech.num_frames} frames. "
-            "Lower it, or give a longer voice."
+            "Lower `start_frame`, or connect a longer voice."
         )
 
 
 def _masks_at(spoken: SpokenAudio, image: Tensor | None) -> Callable[[Size], Tensor | None]:
-    """Give the token masks as a function of the video's size, which only the latent tells."""
+    """Return a function from the video's size, which only the latent has, to the token masks."""
     if len(spoken.regions) == 1:
         return lambda _: None
     if image is None:
         raise InputError(
-            "Two speakers need `image`: their boxes and masks lie in the photo's pixels. Connect "
-            "the photo that WanImageToVideo has."
+            "Two speakers need `image`, the photo that their masks and boxes refer to. Connect the "
+            "photo that WanImageToVideo gets."
         )
     photo = to_photo(image)
     return lambda size: place_speakers(spoken.regions, photo=photo, size=size)

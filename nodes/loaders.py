@@ -1,4 +1,4 @@
-"""Loaders: model files from lists to ComfyUI's MODEL, CLIP and CLIP_VISION, and to MTK_WAV2VEC2."""
+"""Loader nodes: they load a model file as MODEL, CLIP, CLIP_VISION or MTK_WAV2VEC2."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class LoadWan(io.ComfyNode):
             display_name="Load Wan2.1 (GGUF)",
             category=_CATEGORY,
             description=(
-                "The Wan2.1 image-to-video base, quantised (GGUF) or not (safetensors), as a "
-                "native MODEL: LoRA loaders and KSampler work on it."
+                "Loads the Wan2.1 image-to-video base model from a GGUF or safetensors file. The "
+                "result is a normal MODEL: LoRA loaders, model patches and KSampler work with it."
             ),
             search_aliases=["gguf", "wan", "unet loader", "diffusion model"],
             inputs=[
@@ -33,8 +33,8 @@ class LoadWan(io.ComfyNode):
                     "base",
                     options=folders.BASE.choices(),
                     tooltip=(
-                        "Wan2.1 I2V 14B, 480P or 720P, from models/diffusion_models or "
-                        "models/unet. Q4_K_M takes 11 GB of main memory."
+                        "A Wan2.1 I2V 14B file (480P or 720P) in models/diffusion_models or "
+                        "models/unet. Q4_K_M needs 11 GB of main memory."
                     ),
                 ),
                 io.Combo.Input(
@@ -44,12 +44,15 @@ class LoadWan(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip=(
-                        "int8 multiplies the large layers, and those of the adapter, in 8 bits: "
-                        "faster, and a little less exact. Needs bfloat16 or float16."
+                        "exact: the normal precision. int8: the large layers of base and adapter "
+                        "multiply in 8-bit integers, which is faster and slightly less accurate. "
+                        "int8 requires bfloat16 or float16."
                     ),
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="To Load MultiTalk Adapter, or to KSampler.")],
+            outputs=[
+                io.Model.Output(tooltip="The base model, for Load MultiTalk Adapter or KSampler.")
+            ],
         )
 
     @classmethod
@@ -71,22 +74,29 @@ class LoadAdapter(io.ComfyNode):
             display_name="Load MultiTalk Adapter",
             category=_CATEGORY,
             description=(
-                "Adds the audio layers to the base. The base's weights are shared, not copied, and "
-                "its LoRAs come along."
+                "Adds MultiTalk's audio layers to the base model. The new MODEL shares the base's "
+                "weights and keeps its LoRAs."
             ),
             search_aliases=["multitalk", "infinitetalk", "audio module"],
             inputs=[
-                io.Model.Input("model", tooltip="From Load Wan2.1 (GGUF), with or without LoRAs."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The base model, from Load Wan2.1 (GGUF) or a LoRA loader.",
+                ),
                 io.Combo.Input(
                     "adapter",
                     options=folders.ADAPTER.choices(),
                     tooltip=(
-                        "multitalk.safetensors or an InfiniteTalk file, in any precision, from "
+                        "multitalk.safetensors or an InfiniteTalk file of any precision, in "
                         "models/model_patches, models/diffusion_models or models/loras."
                     ),
                 ),
             ],
-            outputs=[io.Model.Output(tooltip="To MultiTalk Sampler or MultiTalk Guider.")],
+            outputs=[
+                io.Model.Output(
+                    tooltip="The model with audio layers, for MultiTalk Sampler or Guider."
+                )
+            ],
         )
 
     @classmethod
@@ -107,20 +117,24 @@ class LoadWav2Vec2(io.ComfyNode):
             node_id="MTK_LoadWav2Vec2",
             display_name="Load Wav2Vec2",
             category=_CATEGORY,
-            description="The voice encoder MultiTalk was trained with.",
+            description="Loads the voice encoder that MultiTalk was trained with.",
             search_aliases=["audio encoder", "chinese-wav2vec2-base"],
             inputs=[
                 io.Combo.Input(
                     "wav2vec2",
                     options=folders.WAV2VEC2.choices(),
                     tooltip=(
-                        "chinese-wav2vec2-base as safetensors, from models/audio_encoders or "
-                        "models/wav2vec2. Other Wav2Vec2 models load but were not trained for this."
+                        "chinese-wav2vec2-base as safetensors, in models/audio_encoders or "
+                        "models/wav2vec2. Other Wav2Vec2 models of this size load too, but "
+                        "MultiTalk was not trained with them."
                     ),
                 ),
             ],
             outputs=[
-                Wav2Vec2.Output(display_name="wav2vec2", tooltip="To MultiTalk Audio Embeds.")
+                Wav2Vec2.Output(
+                    display_name="wav2vec2",
+                    tooltip="The voice encoder, for MultiTalk Audio Embeds.",
+                )
             ],
         )
 
@@ -142,19 +156,19 @@ class LoadUMT5(io.ComfyNode):
             node_id="MTK_LoadUMT5",
             display_name="Load UMT5",
             category=_CATEGORY,
-            description="Wan2.1's text encoder as ComfyUI's CLIP, from safetensors or GGUF.",
+            description="Loads Wan2.1's text encoder from a safetensors or GGUF file.",
             search_aliases=["umt5", "t5", "clip loader", "text encoder"],
             inputs=[
                 io.Combo.Input(
                     "text_encoder",
                     options=folders.TEXT_ENCODER.choices(),
                     tooltip=(
-                        "umt5_xxl in ComfyUI's packaging, or city96's GGUF, from "
-                        "models/text_encoders or models/clip."
+                        "umt5_xxl as safetensors (repackaged by Comfy-Org) or GGUF (by city96), "
+                        "in models/text_encoders or models/clip."
                     ),
                 ),
             ],
-            outputs=[io.Clip.Output(tooltip="To CLIP Text Encode.")],
+            outputs=[io.Clip.Output(tooltip="The text encoder, for CLIP Text Encode.")],
         )
 
     @classmethod
@@ -176,16 +190,16 @@ class LoadCLIPVision(io.ComfyNode):
             node_id="MTK_LoadCLIPVision",
             display_name="Load CLIP Vision (Wan2.1)",
             category=_CATEGORY,
-            description="Wan2.1's picture encoder (CLIP ViT-H) as ComfyUI's CLIP_VISION.",
+            description="Loads Wan2.1's image encoder (CLIP ViT-H).",
             search_aliases=["clip vision loader"],
             inputs=[
                 io.Combo.Input(
                     "clip_vision",
                     options=folders.CLIP_VISION.choices(),
-                    tooltip="clip_vision_h.safetensors, from models/clip_vision.",
+                    tooltip="clip_vision_h.safetensors, in models/clip_vision.",
                 ),
             ],
-            outputs=[io.ClipVision.Output(tooltip="To MultiTalk Sampler.")],
+            outputs=[io.ClipVision.Output(tooltip="The image encoder, for MultiTalk Sampler.")],
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Preview nodes: where the speakers are, before sampling; the video over its sound, after it."""
+"""Preview nodes: the speakers over the photo and on the timeline; a video over its waveform."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class PreviewSpeakers(io.ComfyNode):
             display_name="MultiTalk Preview Speakers",
             category="MultiTalk",
             description=(
-                "Shows who is where and who speaks when, as the sampler will take it: every "
-                "speaker's place over the photo, and under it the voices. Mistakes show here in "
-                "seconds, before the long work."
+                "Shows before sampling where each speaker is in the photo and when each voice is "
+                "heard, exactly as MultiTalk Sampler will use them. A wrong mask, voice or start "
+                "time shows here within seconds."
             ),
             search_aliases=["multitalk", "show masks", "who is where", "speaker preview"],
             inputs=[
-                io.Image.Input("image", tooltip="The photo that the sampler gets."),
-                AudioEmbeds.Input("audio_embeds", tooltip="From MultiTalk Audio Embeds."),
+                io.Image.Input("image", tooltip="The photo that MultiTalk Sampler gets."),
+                AudioEmbeds.Input(
+                    "audio_embeds", tooltip="The audio features, from MultiTalk Audio Embeds."
+                ),
             ],
             outputs=[
-                io.Image.Output(
-                    display_name="preview", tooltip="The picture that the node shows, to save it."
-                )
+                io.Image.Output(display_name="preview", tooltip="The picture that the node shows.")
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
@@ -73,15 +73,14 @@ class PreviewStrip(io.ComfyNode):
             display_name="MultiTalk Preview Strip",
             category="MultiTalk",
             description=(
-                "Shows a video at a glance: a strip of its frames over the waveform of its sound, "
-                "each frame over its moment, so that lips can be read against the voice."
+                "Shows a video as one picture: a strip of frames above the waveform of its sound. "
+                "A mark shows the time of each frame in the waveform, so that you can compare the "
+                "lips with the voice."
             ),
             search_aliases=["multitalk", "waveform", "filmstrip", "contact sheet", "lip sync"],
             inputs=[io.Video.Input("video", tooltip="Any video, with or without sound.")],
             outputs=[
-                io.Image.Output(
-                    display_name="strip", tooltip="The picture that the node shows, to save it."
-                )
+                io.Image.Output(display_name="strip", tooltip="The picture that the node shows.")
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,

@@ -38,9 +38,10 @@ class MultiTalkSampler(io.ComfyNode):
             display_name="MultiTalk Sampler",
             category="MultiTalk",
             description=(
-                "Makes the person in the photo say it: 25 frames a second, as long as the sound, "
-                "segment by segment. The defaults are MultiTalk's own for 480p. With a distilled "
-                "LoRA (lightx2v, FusionX): 4 to 8 steps, shift 2, text guidance 1, audio "
+                "Makes a video in which the people in the photo speak with the given voices. The "
+                "video has 25 frames a second, is as long as the sound, and is sampled segment by "
+                "segment. The defaults are MultiTalk's own for 480p. With a distilled LoRA "
+                "(lightx2v, FusionX) use 4 to 8 steps, shift 2, text guidance 1 and audio "
                 "guidance 2."
             ),
             search_aliases=["multitalk", "infinitetalk", "talking head", "lip sync"],
@@ -54,9 +55,15 @@ class MultiTalkSampler(io.ComfyNode):
                 *fast_inputs(),
             ],
             outputs=[
-                io.Image.Output(display_name="frames", tooltip="The pictures, 25 a second."),
-                io.Audio.Output(display_name="audio", tooltip="The sound, as long as the frames."),
-                io.Video.Output(display_name="video", tooltip="Both, for Save Video."),
+                io.Image.Output(
+                    display_name="frames", tooltip="The frames of the video, 25 a second."
+                ),
+                io.Audio.Output(
+                    display_name="audio", tooltip="The sound of the video, as long as the frames."
+                ),
+                io.Video.Output(
+                    display_name="video", tooltip="Frames and sound as one video, for Save Video."
+                ),
             ],
         )
 
@@ -112,18 +119,29 @@ class MultiTalkSampler(io.ComfyNode):
 
 def _sockets() -> list[io.Input]:
     return [
-        io.Model.Input("model", tooltip="From Load MultiTalk Adapter, with or without LoRAs."),
-        AudioEmbeds.Input("audio_embeds", tooltip="From MultiTalk Audio Embeds."),
-        io.Image.Input("image", tooltip="The photo; the first of a batch is taken."),
-        io.Conditioning.Input("positive", tooltip="What is to be seen, from CLIP Text Encode."),
+        io.Model.Input(
+            "model", tooltip="The model with audio layers, from Load MultiTalk Adapter."
+        ),
+        AudioEmbeds.Input(
+            "audio_embeds", tooltip="The audio features, from MultiTalk Audio Embeds."
+        ),
+        io.Image.Input("image", tooltip="The photo. Of a batch only the first is used."),
+        io.Conditioning.Input("positive", tooltip="The prompt, from CLIP Text Encode."),
         io.Conditioning.Input(
             "negative",
             optional=True,
-            tooltip="What is not; needed unless the text guidance is 1.",
+            tooltip=(
+                "The negative prompt, from CLIP Text Encode. It is required unless text_guidance "
+                "is 1."
+            ),
         ),
-        io.Vae.Input("vae", tooltip="wan_2.1_vae, from Load VAE."),
+        io.Vae.Input("vae", tooltip="The video autoencoder wan_2.1_vae, from Load VAE."),
         io.ClipVision.Input(
-            "clip_vision", tooltip="From Load CLIP Vision; each segment encodes its own picture."
+            "clip_vision",
+            tooltip=(
+                "The image encoder, from Load CLIP Vision (Wan2.1). The sampler encodes one "
+                "picture with it for each segment."
+            ),
         ),
     ]
 
@@ -136,16 +154,16 @@ def _look() -> list[io.Input]:
             min=0,
             max=2**64 - 1,
             control_after_generate=True,
-            tooltip="Of the noise.",
+            tooltip="Seed of the noise. The same seed and settings give the same video.",
         ),
         io.Combo.Input(
             "size",
             options=list(get_args(SizeChoice)),
             default="480p",
             tooltip=(
-                "480p, 720p: the size of about 640x640 or 960x960 pixels that is nearest to the "
-                "photo's aspect, from upstream's table. longest side: the photo's own aspect. "
-                "Snapped to 16 pixels."
+                "480p, 720p: the size in MultiTalk's table whose aspect ratio is nearest to the "
+                "photo's; it has about as many pixels as 640x640 or 960x960. longest side: the "
+                "photo's own aspect ratio, in multiples of 16 pixels."
             ),
         ),
         io.Int.Input(
@@ -154,7 +172,7 @@ def _look() -> list[io.Input]:
             min=16,
             max=MAX_SIDE,
             step=16,
-            tooltip="Pixels of the longer side, when size is 'longest side'.",
+            tooltip="Length of the longer side in pixels. Only used if size is 'longest side'.",
         ),
     ]
 
@@ -166,8 +184,8 @@ def _method() -> list[io.Input]:
             options=["multitalk", "infinitetalk"],
             default=_UPSTREAM.method,
             tooltip=(
-                "The method your adapter was trained for; the files look alike and cannot tell. "
-                "InfiniteTalk wants 9 motion frames."
+                "The method that the adapter was trained for. It cannot be detected from the "
+                "file. With infinitetalk set motion_frames to 9."
             ),
         ),
         io.Int.Input(
@@ -176,7 +194,10 @@ def _method() -> list[io.Input]:
             min=5,
             max=1001,
             step=4,
-            tooltip="Frames sampled at once, 4n + 1; 81 is 3.24 seconds. More takes more memory.",
+            tooltip=(
+                "Frames in each segment, a multiple of 4 plus 1. 81 frames are 3.24 seconds. "
+                "Longer segments need more memory."
+            ),
         ),
         io.Int.Input(
             "motion_frames",
@@ -185,8 +206,8 @@ def _method() -> list[io.Input]:
             max=997,
             step=4,
             tooltip=(
-                "Frames a segment takes over from the one before, 4n + 1: MultiTalk 25, "
-                "InfiniteTalk 9."
+                "Last frames of a segment with which the next segment begins, a multiple of 4 "
+                "plus 1: 25 for MultiTalk, 9 for InfiniteTalk."
             ),
         ),
         io.Float.Input(
@@ -195,7 +216,10 @@ def _method() -> list[io.Input]:
             min=0.0,
             max=1.0,
             step=0.05,
-            tooltip="How far colours are pulled to the photo's; keeps long videos from drifting.",
+            tooltip=(
+                "How strongly the colours of each frame are matched to the photo's, from 0 (off) "
+                "to 1. This prevents colour drift in long videos."
+            ),
         ),
     ]
 
@@ -208,8 +232,8 @@ def _steps() -> list[io.Input]:
             default=EULER,
             optional=True,
             tooltip=(
-                "How steps are taken: euler as upstream, or one of ComfyUI's. With a distilled "
-                "LoRA: euler or lcm."
+                "The sampler: euler, as in MultiTalk's own code, or another one of ComfyUI. With "
+                "a distilled LoRA use euler or lcm."
             ),
         ),
         io.Combo.Input(
@@ -218,24 +242,27 @@ def _steps() -> list[io.Input]:
             default=UPSTREAM,
             optional=True,
             tooltip=(
-                "Which noise levels the steps visit: multitalk as upstream, or one of ComfyUI's. "
-                "All follow the shift, but for linear_quadratic."
+                "The noise schedule: multitalk, as in MultiTalk's own code, or one of ComfyUI. "
+                "All schedules except linear_quadratic depend on shift."
             ),
         ),
     ]
 
 
 def _tokens(conditioning: list[Any], name: str, *, limit: int) -> Tensor:
-    """Give the tokens `(1, L, D)` of a CONDITIONING, cut to as many as the model reads."""
+    """Return the tokens `(1, L, D)` of a CONDITIONING, at most as many as the model reads."""
     if len(conditioning) != 1:
         raise InputError(
-            f"The {name} conditioning holds {len(conditioning)} prompts; one is needed. "
+            f"The {name} conditioning has {len(conditioning)} prompts; one is needed. "
             "Connect CLIP Text Encode directly."
         )
     tokens: Tensor = conditioning[0][0]
     if tokens.shape[1] > limit:
         _log.warning(
-            "The %s prompt has %d tokens; the model reads %d.", name, tokens.shape[1], limit
+            "The %s prompt has %d tokens; the model reads %d; the others have no effect.",
+            name,
+            tokens.shape[1],
+            limit,
         )
     return tokens[:1, :limit].float()
 

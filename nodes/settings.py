@@ -1,4 +1,4 @@
-"""Settings that several nodes offer in the same words."""
+"""Inputs that several nodes share."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _UPSTREAM = SamplingConfig()
 
 
 def schedule_inputs() -> list[io.Input]:
-    """Give the inputs of upstream's schedule, with its defaults."""
+    """Return the inputs of upstream's schedule, with its defaults."""
     return [
         io.Int.Input(
             "steps",
             default=_UPSTREAM.steps,
             min=1,
             max=1000,
-            tooltip="Sampling steps of each segment: 40, or 4 to 8 with a distilled LoRA.",
+            tooltip="Sampling steps for each segment: 40, or 4 to 8 with a distilled LoRA.",
         ),
         io.Float.Input(
             "shift",
@@ -31,7 +31,7 @@ def schedule_inputs() -> list[io.Input]:
 
 
 def guidance_inputs() -> list[io.Input]:
-    """Give the inputs of the guidance, with upstream's defaults."""
+    """Return the inputs of the guidance, with upstream's defaults."""
     return [
         io.Float.Input(
             "text_guidance",
@@ -39,7 +39,10 @@ def guidance_inputs() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.1,
-            tooltip="Scale of the text guidance. 1 leaves it out and saves a pass of three.",
+            tooltip=(
+                "Text guidance scale (CFG). With higher values the video follows the prompt more "
+                "closely. 1 turns it off and saves one of the three model passes in a step."
+            ),
         ),
         io.Float.Input(
             "audio_guidance",
@@ -47,7 +50,10 @@ def guidance_inputs() -> list[io.Input]:
             min=0.0,
             max=100.0,
             step=0.1,
-            tooltip="Scale of the audio guidance; more moves the lips more. 1 leaves it out.",
+            tooltip=(
+                "Audio guidance scale. With higher values the lips move more. 1 turns it off and "
+                "saves one model pass in each step."
+            ),
         ),
         io.Float.Input(
             "audio_strength",
@@ -55,18 +61,24 @@ def guidance_inputs() -> list[io.Input]:
             min=0.0,
             max=10.0,
             step=0.05,
-            tooltip="Multiplier of what the voices add to the picture; 0 is the base model.",
+            tooltip=(
+                "Multiplier of the audio layers' output. With 0 the voices have no effect on the "
+                "picture."
+            ),
         ),
         io.Boolean.Input(
             "apg",
             default=False,
-            tooltip="Adaptive projected guidance: less saturation at high guidance.",
+            tooltip=(
+                "Adaptive projected guidance (APG). It reduces oversaturated colours at high "
+                "guidance scales."
+            ),
         ),
     ]
 
 
 def fast_inputs() -> list[io.Input]:
-    """Give the inputs that run the model less often; by default they do nothing."""
+    """Return the inputs of the fast modes, which run the model less often; off by default."""
     return [
         *_part_inputs("text_guidance", of="text guidance"),
         *_part_inputs("audio_guidance", of="audio guidance"),
@@ -79,9 +91,9 @@ def fast_inputs() -> list[io.Input]:
             optional=True,
             advanced=True,
             tooltip=(
-                "Reuses the model's last answer while it would change by less than this share: "
-                "0.05 runs about half of 20 steps, 0 runs all. With samplers that add noise it "
-                "saves less or nothing."
+                "Threshold of the step cache. A step reuses the model's last output while the "
+                "estimated change is below this share. With 0.05 the model runs in about half of "
+                "20 steps; 0 turns the cache off. Samplers that add noise gain little or nothing."
             ),
         ),
     ]
@@ -97,10 +109,13 @@ def _part_inputs(name: str, *, of: str) -> list[io.Input]:
             step=0.05,
             optional=True,
             advanced=True,
-            tooltip=f"Share of the steps after which the {of} {verb}; {where} its pass is saved.",
+            tooltip=(
+                f"The {of} {verb} after this share of the steps (0 to 1). {where} its scale is 1 "
+                "and its model pass is not run."
+            ),
         )
         for end, default, verb, where in (
-            ("start", 0.0, "begins", "before it"),
-            ("end", 1.0, "ends", "from there on"),
+            ("start", 0.0, "begins", "Before that"),
+            ("end", 1.0, "ends", "After that"),
         )
     ]

@@ -18,13 +18,17 @@ class MultiTalkSigmas(io.ComfyNode):
             display_name="MultiTalk Sigmas",
             category="MultiTalk",
             description=(
-                "The noise levels MultiTalk itself samples at, for SamplerCustomAdvanced with "
-                "euler: the same steps and shift as on the MultiTalk Sampler give the same "
-                "latents. Other samplers do better with BasicScheduler."
+                "Creates MultiTalk's own noise schedule for SamplerCustomAdvanced with the euler "
+                "sampler. The same steps and shift as in MultiTalk Sampler give the same latents. "
+                "With another sampler use BasicScheduler instead."
             ),
             search_aliases=["multitalk", "infinitetalk", "scheduler", "flow shift"],
             inputs=schedule_inputs(),
-            outputs=[io.Sigmas.Output(display_name="sigmas", tooltip="To SamplerCustomAdvanced.")],
+            outputs=[
+                io.Sigmas.Output(
+                    display_name="sigmas", tooltip="The noise levels, for SamplerCustomAdvanced."
+                )
+            ],
         )
 
     @classmethod

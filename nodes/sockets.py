@@ -1,4 +1,4 @@
-"""Socket types of our own, and what travels through them."""
+"""Our own socket types and the values that they carry."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Speaker:
     Attributes:
         recording: The voice as it was recorded.
         region: Where the person is in the photo: a mask `(H, W)`, a box, or `None` for the default.
-        start: When the voice begins, in seconds; in turn, the pause before it.
+        start: Start time of the voice in seconds; with `in_turn` the pause before the voice.
     """
 
     recording: Recording
@@ -34,14 +34,14 @@ class Speaker:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpokenAudio:
-    """What `MULTITALK_AUDIO` carries.
+    """The value of a `MULTITALK_AUDIO` socket.
 
     Attributes:
         speech: Audio features of every speaker.
         regions: Where each speaker is in the photo.
-        timeline: Every speaker's track at 16 kHz, and when their voices begin and end.
-        sound: The mixed recordings, as long as the video.
-        encoder: The Wav2Vec2 file that heard them, for messages.
+        timeline: Each speaker's track at 16 kHz, and when each voice begins and ends.
+        sound: The mix of all recordings, as long as the video.
+        encoder: Name of the Wav2Vec2 file that computed the features, for messages.
     """
 
     speech: Speech

@@ -1,4 +1,4 @@
-"""Speaker node: a voice, and where in the photo its speaker is."""
+"""MultiTalk Speaker: combines a voice with the place of its speaker in the photo."""
 
 from __future__ import annotations
 
@@ -23,12 +23,15 @@ def _side(name: str, what: str) -> io.Int.Input:
         default=0,
         min=0,
         max=_MAX_PIXELS,
-        tooltip=f"{what} edge of a box around the person, in pixels of the photo; all 0: no box.",
+        tooltip=(
+            f"{what} edge of a box around the person, in pixels of the photo. If all four edges "
+            "are 0, there is no box."
+        ),
     )
 
 
 class MultiTalkSpeaker(io.ComfyNode):
-    """Speaker."""
+    """MultiTalk Speaker."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -37,14 +40,19 @@ class MultiTalkSpeaker(io.ComfyNode):
             display_name="MultiTalk Speaker",
             category="MultiTalk",
             description=(
-                "A voice and the person who speaks. One person alone needs no mask and no box; two "
-                "people without them are taken as the left and the right half of the photo."
+                "Combines a voice with the place of its speaker in the photo. A single speaker "
+                "needs no mask and no box. For two speakers without masks or boxes, the first is "
+                "the left half of the photo and the second the right half."
             ),
             search_aliases=["multitalk", "voice", "person"],
             inputs=[
-                io.Audio.Input("audio", tooltip="The voice, 0.4 seconds or longer, at any rate."),
+                io.Audio.Input(
+                    "audio", tooltip="The voice: at least 0.4 seconds, any sample rate."
+                ),
                 io.Mask.Input(
-                    "mask", optional=True, tooltip="White where the person is, of the photo's size."
+                    "mask",
+                    optional=True,
+                    tooltip="Mask of the photo's size. It is white where the person is.",
                 ),
                 _side("left", "Left"),
                 _side("top", "Top"),
@@ -57,12 +65,16 @@ class MultiTalkSpeaker(io.ComfyNode):
                     max=MAX_START,
                     step=0.04,
                     tooltip=(
-                        "When the voice begins, in seconds. With voices in turn: the pause "
-                        "before it."
+                        "Time at which the voice begins, in seconds. In the mode in_turn of "
+                        "MultiTalk Audio Embeds: the pause before the voice, in seconds."
                     ),
                 ),
             ],
-            outputs=[Speakers.Output(display_name="speaker", tooltip="To MultiTalk Audio Embeds.")],
+            outputs=[
+                Speakers.Output(
+                    display_name="speaker", tooltip="The speaker, for MultiTalk Audio Embeds."
+                )
+            ],
         )
 
     @classmethod
@@ -79,12 +91,13 @@ class MultiTalkSpeaker(io.ComfyNode):
         box = Box(left, top, right, bottom)
         if mask is not None and any(box):
             raise InputError(
-                "This speaker has a mask and a box. Disconnect the mask, or set the box to 0."
+                "This speaker has a mask and a box; only one of them is possible. Disconnect the "
+                "mask, or set all four edges of the box to 0."
             )
         if audio is None:  # as ComfyUI's video nodes give it for a video without sound
             raise InputError(
-                "The voice is missing: what is connected to `audio` gives no sound. Connect Load "
-                "Audio, or a video that has a sound track."
+                "The voice is missing: the node connected to `audio` gives no sound. Connect Load "
+                "Audio, or a video with sound."
             )
         recording = Recording(audio["waveform"], int(audio["sample_rate"]), "The voice")
         check_voice(recording)
@@ -95,6 +108,7 @@ class MultiTalkSpeaker(io.ComfyNode):
 def _one_mask(mask: Tensor) -> Tensor:
     if mask.ndim == 3 and mask.shape[0] != 1:
         raise InputError(
-            f"The speaker's mask is a batch of {mask.shape[0]}. Connect one mask per speaker."
+            f"The speaker's mask is a batch of {mask.shape[0]} masks; one is needed. "
+            "Connect one mask to each speaker."
         )
     return mask.reshape(mask.shape[-2:])

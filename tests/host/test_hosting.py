@@ -303,7 +303,7 @@ def test_two_voices_take_the_workflow_for_two(worker: ModuleType) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no image": ({"image": None}, ["`image` is missing"]),
-    "no base64": ({"image": "!!!"}, ["`image` is no base64"]),
+    "no base64": ({"image": "!!!"}, ["`image` is not valid base64"]),
     "a page for a photo": ({"image": b"<html></html>"}, ["<html>", "PNG, JPEG or WebP"]),
     "a photo for a voice": ({"audio": photo()}, ["`audio` begins with", "WAV, FLAC"]),
     "three voices": ({"audio": ["", "", ""]}, ["3 voices", "one or two"]),
