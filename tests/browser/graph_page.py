@@ -119,7 +119,7 @@ class GraphPage:
         """Add what the Nodes sidebar offers under a name: click it, then a place."""
         self.page.keyboard.press("n")
         self.page.get_by_placeholder("Search...").fill(name)
-        self.page.get_by_text(name, exact=True).first.click()
+        self.page.get_by_text(name, exact=True).last.click()  # a tab may have the same name
         self.page.mouse.click(900, 400)
         self.page.wait_for_function("app.graph.nodes.length == 1")
         self.page.keyboard.press("n")

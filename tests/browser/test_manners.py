@@ -60,7 +60,7 @@ def test_templates_show_their_thumbnails(page: GraphPage) -> None:
 
 def test_help_page_shows_text_and_picture(page: GraphPage) -> None:
     shown = show_help(page, "MTK_Sampler")
-    assert "Makes the people in the photo say it." in shown
+    assert "speak with the given voices" in shown
 
 
 def test_chinese_reaches_every_node_and_its_help(chinese: GraphPage) -> None:
@@ -74,4 +74,4 @@ def test_chinese_reaches_every_node_and_its_help(chinese: GraphPage) -> None:
             output = NODES[kind]["outputs"][number]
             if output["name"] != output["type"]:  # else it bears the type's name
                 assert label == texts[kind]["outputs"][str(number)]["name"]
-    assert "让照片里的人说出这段话" in show_help(chinese, "MTK_Sampler")
+    assert "生成照片里的人用给定语音说话的视频" in show_help(chinese, "MTK_Sampler")
