@@ -144,7 +144,7 @@ class WeightsFile:
             GGUFError: If there is no such tensor, or the file has changed since it was opened.
         """
         stored = self._find(name)
-        data = self._source.read_tensor(stored.offset, stored.nbytes, tensor=stored.name)
+        data = self._source.read_tensor(stored.offset, stored.nbytes)
         if stored.type in PLAIN_DTYPES:
             return data.view(PLAIN_DTYPES[stored.type]).reshape(self.tensors[name].shape)
         ggml = TYPES_BY_NAME[stored.type]
@@ -190,7 +190,6 @@ class WeightsFile:
             raise self._source.error(
                 f"tensor {name!r} holds {info.type} numbers; floating-point or quantised weights "
                 "are needed. Get another file of this model.",
-                tensor=name,
             )
         return info
 
@@ -215,7 +214,7 @@ class WeightsFile:
         if self._closed:
             raise self._source.error(f"tensor {name!r} was asked for after the file was closed.")
         if name not in self._stored:
-            raise self._source.error(f"there is no tensor {name!r} in this file.", tensor=name)
+            raise self._source.error(f"there is no tensor {name!r} in this file.")
         return self._stored[name]
 
 

@@ -68,7 +68,6 @@ def _locate(expected: Mapping[str, Tensor], files: Sequence[WeightsFile]) -> dic
                     f"tensor {name!r} is in {places[name].path.name} too. "
                     "Load each part of the model from one file.",
                     path=file.path,
-                    tensor=name,
                 )
             if name in expected:
                 places[name] = file
@@ -78,7 +77,6 @@ def _locate(expected: Mapping[str, Tensor], files: Sequence[WeightsFile]) -> dic
         raise GGUFError(
             f"{len(missing)} of the {len(expected)} tensors of the model are not in {sources}: "
             f"{first_names(missing)}. Load every file the model needs.",
-            tensor=missing[0],
         )
     return places
 

@@ -125,7 +125,6 @@ def _match(model: nn.Module, file: WeightsFile) -> dict[str, _Layer]:
                     f"{roles[role]!r} and {name!r} are the same part of one layer. Use a LoRA "
                     "with one of the two.",
                     path=file.path,
-                    tensor=name,
                 )
             roles[role] = name
         else:
@@ -190,7 +189,6 @@ def _low_rank(owner: nn.Module, path: str, names: Mapping[str, str], file: Weigh
             f"layer {path!r} has only {', '.join(sorted(names.values()))}; "
             "a LoRA layer needs both of its factors.",
             path=file.path,
-            tensor=next(iter(names.values())),
         )
     up, down = _factor(file, names["up"]), _factor(file, names["down"])
     expected = _shape(owner, "weight")
@@ -223,7 +221,6 @@ def _misshapen(file: WeightsFile, name: str, needed: str) -> GGUFError:
         f"{name!r} has the shape {list(file.tensors[name].shape)}; {needed}. Download the file "
         "again, or take another LoRA.",
         path=file.path,
-        tensor=name,
     )
 
 
@@ -235,7 +232,6 @@ def _check(
             f"'{name}' changes a tensor of shape {found or 'unknown (factors of two ranks)'}, "
             f"the model has {expected or 'none there'}. Use a LoRA made for this Wan model.",
             path=file.path,
-            tensor=name,
         )
 
 

@@ -39,9 +39,9 @@ class Cursor:
         self._start = offset
         self._budget = _MAX_HEADER
 
-    def error(self, message: str, *, tensor: str | None = None) -> GGUFError:
-        """Build an error that names the file and the position."""
-        return self.source.error(message, tensor=tensor, offset=self.pos)
+    def error(self, message: str) -> GGUFError:
+        """Build an error that names the file."""
+        return self.source.error(message)
 
     def need(self, nbytes: int, what: str) -> None:
         """Check that `nbytes` more bytes exist."""

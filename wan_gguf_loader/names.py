@@ -70,7 +70,6 @@ def model_names(names: Iterable[str], *, path: Path | None = None) -> dict[str, 
                 f"tensors {owner[short]!r} and {name!r} are the same tensor {short!r}: the file "
                 "holds the model twice. Keep one of the two.",
                 path=path,
-                tensor=name,
             )
         owner[short] = name
     return result
@@ -122,7 +121,6 @@ def check_complete(names: Iterable[str], *, path: Path) -> None:
             "store its five dimensions, and the 5-D fix (fix_5d_tensors.py) was never applied. Get "
             "a finished GGUF file of the model.",
             path=path,
-            tensor=_PATCH,
         )
 
 
@@ -155,7 +153,6 @@ def reconcile_shape(
         f"tensor {name!r} has shape {list(have)} ({math.prod(have)} elements) but the model needs "
         f"{list(want)} ({math.prod(want)}): the file belongs to a model of another size or kind.",
         path=path,
-        tensor=name,
     )
 
 

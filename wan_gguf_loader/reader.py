@@ -154,12 +154,11 @@ def _tensor(cursor: Cursor) -> _RawTensor:
         raise cursor.error(
             f"tensor {name!r} claims {num_dims} dimensions, at most {_MAX_DIMS} are allowed: the "
             "header is damaged.",
-            tensor=name,
         )
     data = cursor.take(8 * num_dims, f"the shape of {name!r}")
     dims = struct.unpack(f"<{num_dims}Q", data)
     if 0 in dims:
-        raise cursor.error(f"tensor {name!r} has a dimension of 0: {list(dims)}.", tensor=name)
+        raise cursor.error(f"tensor {name!r} has a dimension of 0: {list(dims)}.")
     type_id = cursor.integer("I", f"the type of {name!r}")
     return _RawTensor(name, dims, type_id, cursor.integer("Q", f"the offset of {name!r}"))
 
@@ -167,14 +166,13 @@ def _tensor(cursor: Cursor) -> _RawTensor:
 def _place(raw: _RawTensor, source: Source, *, data_start: int, alignment: int) -> StoredTensor:
     """Check a tensor's type, row length and position."""
     if raw.type_id not in GGML_TYPES:
-        raise source.error(_type_problem(raw), tensor=raw.name)
+        raise source.error(_type_problem(raw))
     ggml = GGML_TYPES[raw.type_id]
     row_len = raw.dims[0] if raw.dims else 1
     if row_len % ggml.block:
         raise source.error(
             f"tensor {raw.name!r} has rows of {row_len} elements, {ggml.name} needs a multiple of "
             f"{ggml.block}: the header is damaged.",
-            tensor=raw.name,
         )
     nbytes = math.prod(raw.dims) // ggml.block * ggml.bytes
     offset = data_start + raw.offset
@@ -182,15 +180,11 @@ def _place(raw: _RawTensor, source: Source, *, data_start: int, alignment: int) 
         raise source.error(
             f"tensor {raw.name!r} starts at {raw.offset}, a multiple of {alignment} is needed: the "
             "header is damaged.",
-            tensor=raw.name,
-            offset=offset,
         )
     if offset + nbytes > source.size:
         raise source.error(
             f"truncated download: tensor {raw.name!r} ({ggml.name}) needs the file to have "
             f"{offset + nbytes} bytes, it has {source.size}. Download the file again.",
-            tensor=raw.name,
-            offset=offset,
         )
     return StoredTensor(raw.name, ggml.name, tuple(reversed(raw.dims)), offset, nbytes)
 
@@ -212,17 +206,13 @@ def _check_extents(tensors: tuple[StoredTensor, ...], source: Source, *, data_st
     seen: set[str] = set()
     for tensor in tensors:
         if tensor.name in seen:
-            raise source.error(
-                f"tensor {tensor.name!r} occurs twice: the header is damaged.", tensor=tensor.name
-            )
+            raise source.error(f"tensor {tensor.name!r} occurs twice: the header is damaged.")
         seen.add(tensor.name)
     end, last, unused = data_start, "", 0
     for tensor in sorted(tensors, key=lambda t: t.offset):
         if tensor.offset < end:
             raise source.error(
                 f"tensors {last!r} and {tensor.name!r} overlap: the header is damaged.",
-                tensor=tensor.name,
-                offset=tensor.offset,
             )
         unused += tensor.offset - end
         end, last = tensor.offset + tensor.nbytes, tensor.name
@@ -242,6 +232,5 @@ def _with_orig_shape(tensor: StoredTensor, metadata: Metadata, source: Source) -
         raise source.error(
             f"{key} is {str(value)[:80]} but the tensor's shape is {list(tensor.shape)}: as many "
             "elements are needed. The header is damaged.",
-            tensor=tensor.name,
         )
     return tensor._replace(shape=shape)

@@ -33,9 +33,9 @@ def read_header(source: Source) -> Header:
         parsed = json.loads(source.read(8, length), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as reason:
         detail = " ".join(str(reason).split())[:120]
-        raise source.error(f"the safetensors header is damaged ({detail}).", offset=8) from reason
+        raise source.error(f"the safetensors header is damaged ({detail}).") from reason
     if not isinstance(parsed, dict):
-        raise source.error("the safetensors header is damaged (not a JSON object).", offset=8)
+        raise source.error("the safetensors header is damaged (not a JSON object).")
     metadata = parsed.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise source.error("the safetensors header is damaged (its metadata is not text).")
@@ -53,30 +53,26 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 def _entry(name: str, entry: object, source: Source, data_start: int) -> StoredTensor:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
-        raise source.error(f"the entry of tensor {name!r} is damaged.", tensor=name)
+        raise source.error(f"the entry of tensor {name!r} is damaged.")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(kind, str) or kind not in PLAIN_DTYPES:
         known = ", ".join(PLAIN_DTYPES)
         raise source.error(
             f"tensor {name!r} has the unknown type {str(kind)[:40]!r}. Known types: {known}.",
-            tensor=name,
         )
     if not _is_naturals(shape) or not _is_naturals(offsets) or len(offsets) != 2:
-        raise source.error(f"the shape or position of tensor {name!r} is damaged.", tensor=name)
+        raise source.error(f"the shape or position of tensor {name!r} is damaged.")
     begin, end = offsets
     needed = math.prod(shape) * PLAIN_DTYPES[kind].itemsize
     if end - begin != needed:
         raise source.error(
             f"tensor {name!r} ({kind}, shape {shape}) needs {needed} bytes but its position spans "
             f"{end - begin}: the header is damaged.",
-            tensor=name,
         )
     if data_start + end > source.size:
         raise source.error(
             f"truncated download: tensor {name!r} ({kind}) needs the file to have "
             f"{data_start + end} bytes, it has {source.size}. Download the file again.",
-            tensor=name,
-            offset=data_start + begin,
         )
     return StoredTensor(name, kind, tuple(shape), data_start + begin, needed)
 
@@ -93,8 +89,6 @@ def _check_extents(tensors: tuple[StoredTensor, ...], source: Source, *, data_st
             raise source.error(
                 f"tensor {tensor.name!r} starts at byte {tensor.offset}, {end} is needed: tensors "
                 "overlap or leave a gap. The header is damaged.",
-                tensor=tensor.name,
-                offset=tensor.offset,
             )
         end += tensor.nbytes
     if end != source.size:

@@ -56,23 +56,21 @@ class Source:
             raise self.error(f"the file cannot be opened ({_reason(reason)}).") from reason
         self.size = self._stamp.size
 
-    def error(
-        self, message: str, *, tensor: str | None = None, offset: int | None = None
-    ) -> GGUFError:
+    def error(self, message: str) -> GGUFError:
         """Build an error that names this file."""
-        return GGUFError(message, path=self.path, tensor=tensor, offset=offset)
+        return GGUFError(message, path=self.path)
 
-    def read(self, offset: int, nbytes: int, *, tensor: str | None = None) -> bytes:
+    def read(self, offset: int, nbytes: int) -> bytes:
         """Return `nbytes` bytes from `offset`; both must lie inside the file.
 
         Raises:
             GGUFError: If the file has changed since it was opened, or cannot be read.
         """
         buffer = bytearray(nbytes)
-        self._read_into(memoryview(buffer), offset, tensor)
+        self._read_into(memoryview(buffer), offset)
         return bytes(buffer)
 
-    def read_tensor(self, offset: int, nbytes: int, *, tensor: str) -> Tensor:
+    def read_tensor(self, offset: int, nbytes: int) -> Tensor:
         """Return `nbytes` bytes from `offset` as a new uint8 tensor that owns its memory.
 
         Raises:
@@ -80,17 +78,16 @@ class Source:
         """
         data = torch.empty(nbytes, dtype=torch.uint8)
         if nbytes:
-            self._read_into(memoryview(data.numpy().data), offset, tensor)
+            self._read_into(memoryview(data.numpy().data), offset)
         return data
 
-    def _read_into(self, view: memoryview, offset: int, tensor: str | None) -> None:
+    def _read_into(self, view: memoryview, offset: int) -> None:
         done = 0
         try:
             with open(self.path, "rb", buffering=0) as file:
                 if _Stamp.of(os.fstat(file.fileno())) != self._stamp:
                     raise self.error(
                         "the file was changed or replaced after it was opened. Load it again.",
-                        tensor=tensor,
                     )
                 file.seek(offset)
                 while done < len(view):
@@ -101,15 +98,11 @@ class Source:
         except OSError as reason:
             raise self.error(
                 f"the file could be opened before but cannot be read now ({_reason(reason)}).",
-                tensor=tensor,
-                offset=offset,
             ) from reason
         if done < len(view):
             raise self.error(
                 f"the file ends at byte {offset + done} but {offset + len(view)} are needed: it "
                 "was truncated while being read. Load it again.",
-                tensor=tensor,
-                offset=offset + done,
             )
 
 

@@ -34,7 +34,6 @@ def tokenizer_model(file: WeightsFile) -> bytes:
             "umt5_xxl_fp16.safetensors from "
             "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged.",
             path=file.path,
-            tensor=_TENSOR,
         )
     return file.read(_TENSOR).numpy().tobytes()
 

@@ -2,8 +2,8 @@
 
 The plain formulas are `dequant.py` and `dequant_iq.py`. All products here are exact in float32 and
 only the last operation rounds, so the results are theirs bit for bit, fused or not. A program
-decodes `R` blocks, seen as `(R, groups, values of a group)` with one scale for each group. Bytes
-are loaded one by one (most block sizes are odd multiples of 2); the L1 cache joins the loads.
+decodes `R` blocks, seen as `(R, groups, values of a group)`. Bytes are loaded one by one (most
+block sizes are odd multiples of 2); the L1 cache joins the loads.
 """
 
 from __future__ import annotations
@@ -33,22 +33,25 @@ def dequantize_into(out: Tensor, packed: Tensor, type: str) -> None:
     """
     _, _, block, block_bytes = TYPES_BY_NAME[type]
     num_blocks = packed.numel() // block_bytes
-    kernel, (values, num_warps) = KERNELS[type]
-    grid = (triton.cdiv(num_blocks, values // block),)
-    kernel[grid](packed, out, num_blocks, R=values // block, num_warps=num_warps)
+    values, group, (at_once, num_warps) = KERNELS[type]
+    per_program = at_once // block
+    _decode[(triton.cdiv(num_blocks, per_program),)](
+        packed, out, num_blocks, R=per_program, BYTES=block_bytes, G=block // group, S=group,
+        VALUES=values, num_warps=num_warps,
+    )  # fmt: skip
 
 
 @triton.jit
-def _blocks(num_blocks, R: tl.constexpr):
-    """Give the numbers of this program's blocks, `(R, 1, 1)`, and which of them exist."""
+def _decode(
+    packed, out, num_blocks, R: tl.constexpr, BYTES: tl.constexpr, G: tl.constexpr,
+    S: tl.constexpr, VALUES: tl.constexpr,
+):  # fmt: skip
+    """Decode R blocks: `VALUES(at, g, j, ok)` gives the values j of the groups g of each block."""
     block = tl.program_id(0).to(tl.int64) * R + tl.arange(0, R)[:, None, None]
-    return block, block < num_blocks
-
-
-@triton.jit
-def _groups(G: tl.constexpr, S: tl.constexpr):
-    """Give the numbers of groups, `(1, G, 1)`, and of the values in one, `(1, 1, S)`."""
-    return tl.arange(0, G)[None, :, None], tl.arange(0, S)[None, None, :]
+    g, j = tl.arange(0, G)[None, :, None], tl.arange(0, S)[None, None, :]
+    ok = block < num_blocks
+    value = VALUES(packed + block * BYTES, g, j, ok)
+    tl.store(out + (block * G + g) * S + j, value.to(out.dtype.element_ty), mask=ok)
 
 
 @triton.jit
@@ -68,26 +71,15 @@ def _half(at, ok):
 
 
 @triton.jit
-def _save(at, value, ok):
-    tl.store(at, value.to(at.dtype.element_ty), mask=ok)
-
-
-@triton.jit
-def _q4_0(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(1, 32)
-    at = packed + block * 18
+def _q4_0(at, g, j, ok):
     q = ((_byte(at + 2 + j % 16, ok) >> (j // 16 * 4)) & 15) - 8
-    _save(out + block * 32 + j + g, _half(at, ok) * q.to(tl.float32), ok)
+    return _half(at, ok) * q.to(tl.float32)
 
 
 @triton.jit
-def _q4_1(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(1, 32)
-    at = packed + block * 20
+def _q4_1(at, g, j, ok):
     q = (_byte(at + 4 + j % 16, ok) >> (j // 16 * 4)) & 15
-    _save(out + block * 32 + j + g, _half(at, ok) * q.to(tl.float32) + _half(at + 2, ok), ok)
+    return _half(at, ok) * q.to(tl.float32) + _half(at + 2, ok)
 
 
 @triton.jit
@@ -98,48 +90,33 @@ def _five_bits(high, low, j, ok):
 
 
 @triton.jit
-def _q5_0(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(1, 32)
-    at = packed + block * 22
+def _q5_0(at, g, j, ok):
     q = _five_bits(at + 2, at + 6, j, ok) - 16
-    _save(out + block * 32 + j + g, _half(at, ok) * q.to(tl.float32), ok)
+    return _half(at, ok) * q.to(tl.float32)
 
 
 @triton.jit
-def _q5_1(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(1, 32)
-    at = packed + block * 24
+def _q5_1(at, g, j, ok):
     q = _five_bits(at + 4, at + 8, j, ok)
-    _save(out + block * 32 + j + g, _half(at, ok) * q.to(tl.float32) + _half(at + 2, ok), ok)
+    return _half(at, ok) * q.to(tl.float32) + _half(at + 2, ok)
 
 
 @triton.jit
-def _q8_0(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(1, 32)
-    at = packed + block * 34
-    _save(out + block * 32 + j + g, _half(at, ok) * _signed(at + 2 + j, ok).to(tl.float32), ok)
+def _q8_0(at, g, j, ok):
+    return _half(at, ok) * _signed(at + 2 + j, ok).to(tl.float32)
 
 
 @triton.jit
-def _q2_k(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(16, 16)
-    at = packed + block * 84
+def _q2_k(at, g, j, ok):
     both = _byte(at + g, ok)
     scale = _half(at + 80, ok) * (both & 15).to(tl.float32)
     low = _half(at + 82, ok) * (both >> 4).to(tl.float32)
     q = (_byte(at + 16 + g // 8 * 32 + g % 2 * 16 + j, ok) >> (g % 8 // 2 * 2)) & 3
-    _save(out + block * 256 + g * 16 + j, scale * q.to(tl.float32) - low, ok)
+    return scale * q.to(tl.float32) - low
 
 
 @triton.jit
-def _q3_k(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(8, 32)  # faster than the 16 groups there are: each has two scales
-    at = packed + block * 110
+def _q3_k(at, g, j, ok):
     s = g * 2 + j // 16
     six = (_byte(at + 96 + s % 8, ok) >> (s // 8 * 4)) & 15
     six = six | (((_byte(at + 104 + s % 4, ok) >> (s // 4 * 2)) & 3) << 4)
@@ -147,53 +124,41 @@ def _q3_k(packed, out, num_blocks, R: tl.constexpr):
     high = (_byte(at + j, ok) >> g) & 1
     q = (_byte(at + 32 + g // 4 * 32 + j, ok) >> (g % 4 * 2)) & 3
     q = q - ((high ^ 1) << 2)  # a clear high bit means minus 4
-    _save(out + block * 256 + g * 32 + j, scale * q.to(tl.float32), ok)
+    return scale * q.to(tl.float32)
 
 
 @triton.jit
 def _scale_min(at, g, ok):
     """Read the scale and the minimum of each group of Q4_K and Q5_K."""
-    low, mid, mixed = (
-        _byte(at + 4 + g % 4, ok),
-        _byte(at + 8 + g % 4, ok),
-        _byte(at + 12 + g % 4, ok),
-    )
+    at4 = at + g % 4
+    low, mid, mixed = _byte(at4 + 4, ok), _byte(at4 + 8, ok), _byte(at4 + 12, ok)
     scale = tl.where(g < 4, low & 63, (mixed & 15) | ((low >> 2) & 48))
     minimum = tl.where(g < 4, mid & 63, (mixed >> 4) | ((mid >> 2) & 48))
     return _half(at, ok) * scale.to(tl.float32), _half(at + 2, ok) * minimum.to(tl.float32)
 
 
 @triton.jit
-def _q4_k(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(8, 32)
-    at = packed + block * 144
+def _q4_k(at, g, j, ok):
     scale, low = _scale_min(at, g, ok)
     q = (_byte(at + 16 + g // 2 * 32 + j, ok) >> (g % 2 * 4)) & 15
-    _save(out + block * 256 + g * 32 + j, scale * q.to(tl.float32) - low, ok)
+    return scale * q.to(tl.float32) - low
 
 
 @triton.jit
-def _q5_k(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(8, 32)
-    at = packed + block * 176
+def _q5_k(at, g, j, ok):
     scale, low = _scale_min(at, g, ok)
     q = (_byte(at + 48 + g // 2 * 32 + j, ok) >> (g % 2 * 4)) & 15
     q = q | (((_byte(at + 16 + j, ok) >> g) & 1) << 4)
-    _save(out + block * 256 + g * 32 + j, scale * q.to(tl.float32) - low, ok)
+    return scale * q.to(tl.float32) - low
 
 
 @triton.jit
-def _q6_k(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(16, 16)
-    at = packed + block * 210
+def _q6_k(at, g, j, ok):
     scale = _half(at + 208, ok) * _signed(at + 192 + g, ok).to(tl.float32)
     q = (_byte(at + g // 8 * 64 + g % 4 * 16 + j, ok) >> (g % 8 // 4 * 4)) & 15
     high = _byte(at + 128 + g // 8 * 32 + g % 2 * 16 + j, ok) >> (g % 8 // 2 * 2)
     q = (q | ((high & 3) << 4)) - 32
-    _save(out + block * 256 + g * 16 + j, scale * q.to(tl.float32), ok)
+    return scale * q.to(tl.float32)
 
 
 @triton.jit
@@ -206,38 +171,34 @@ def _iq4_value(index):
 
 
 @triton.jit
-def _iq4_nl(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(1, 32)
-    at = packed + block * 18
+def _iq4_nl(at, g, j, ok):
     index = (_byte(at + 2 + j % 16, ok) >> (j // 16 * 4)) & 15
-    _save(out + block * 32 + j + g, _half(at, ok) * _iq4_value(index), ok)
+    return _half(at, ok) * _iq4_value(index)
 
 
 @triton.jit
-def _iq4_xs(packed, out, num_blocks, R: tl.constexpr):
-    block, ok = _blocks(num_blocks, R)
-    g, j = _groups(8, 32)
-    at = packed + block * 136
+def _iq4_xs(at, g, j, ok):
     six = (_byte(at + 4 + g // 2, ok) >> (g % 2 * 4)) & 15
     six = six | (((_byte(at + 2 + g // 4, ok) >> (g % 4 * 2)) & 3) << 4)
     scale = _half(at, ok) * (six - 32).to(tl.float32)
     index = (_byte(at + 8 + g * 16 + j % 16, ok) >> (j // 16 * 4)) & 15
-    _save(out + block * 256 + g * 32 + j, scale * _iq4_value(index), ok)
+    return scale * _iq4_value(index)
 
 
-KERNELS: Mapping[str, tuple[Any, tuple[int, int]]] = {
-    "Q4_0": (_q4_0, _MANY_THREADS),
-    "Q4_1": (_q4_1, _MANY_THREADS),
-    "Q5_0": (_q5_0, _MANY_THREADS),
-    "Q5_1": (_q5_1, _MANY_THREADS),
-    "Q8_0": (_q8_0, _MANY_THREADS),
-    "Q2_K": (_q2_k, _MANY_THREADS),
-    "Q3_K": (_q3_k, _FEW_THREADS),
-    "Q4_K": (_q4_k, _MANY_THREADS),
-    "Q5_K": (_q5_k, _FEW_THREADS),
-    "Q6_K": (_q6_k, _FEW_THREADS),
-    "IQ4_NL": (_iq4_nl, _FEW_THREADS),
-    "IQ4_XS": (_iq4_xs, _FEW_THREADS),
+KERNELS: Mapping[str, tuple[Any, int, tuple[int, int]]] = {
+    "Q4_0": (_q4_0, 32, _MANY_THREADS),
+    "Q4_1": (_q4_1, 32, _MANY_THREADS),
+    "Q5_0": (_q5_0, 32, _MANY_THREADS),
+    "Q5_1": (_q5_1, 32, _MANY_THREADS),
+    "Q8_0": (_q8_0, 32, _MANY_THREADS),
+    "Q2_K": (_q2_k, 16, _MANY_THREADS),
+    "Q3_K": (_q3_k, 32, _FEW_THREADS),
+    "Q4_K": (_q4_k, 32, _MANY_THREADS),
+    "Q5_K": (_q5_k, 32, _FEW_THREADS),
+    "Q6_K": (_q6_k, 16, _FEW_THREADS),
+    "IQ4_NL": (_iq4_nl, 32, _FEW_THREADS),
+    "IQ4_XS": (_iq4_xs, 32, _FEW_THREADS),
 }
-"""The types people's files are in, with kernel and shape; the plain formulas decode the others."""
+"""The types people's files are in, each with its formula, the values that share a scale,
+and the size of a program. Q3_K is faster in groups of 32 than in its own of 16. The plain formulas
+decode the other types."""

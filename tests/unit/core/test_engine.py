@@ -2,108 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from comfyui_multitalk.multitalk_core.config import SamplingConfig
-from comfyui_multitalk.multitalk_core.engine import Engine, Finished, Step
+from comfyui_multitalk.multitalk_core.engine import Step
 from comfyui_multitalk.multitalk_core.errors import InputError, MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
-from comfyui_multitalk.multitalk_core.inputs import scene
-from comfyui_multitalk.multitalk_core.inputs.masks import fit_masks, to_tokens
 from comfyui_multitalk.multitalk_core.inputs.photo import prepare
-from comfyui_multitalk.multitalk_core.inputs.scene import Picture, Text, compose
+from comfyui_multitalk.multitalk_core.inputs.scene import compose
 from comfyui_multitalk.multitalk_core.inputs.speech import Speech
 from comfyui_multitalk.multitalk_core.method.color import match_color_
-from comfyui_multitalk.multitalk_core.method.sampler import EulerSampler
 from comfyui_multitalk.multitalk_core.method.segments import Segment
-from comfyui_multitalk.multitalk_core.method.state import SegmentState
-from comfyui_multitalk.tests.support.stand_ins import MeanImageEncoder, MeanVAE
-from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
-
-SIZE = Size(32, 48)
-SAMPLING = SamplingConfig(steps=2, segment_frames=9, motion_frames=5, color_match=0.0)
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def voices(count: int, *, num_frames: int = 14) -> tuple[Tensor, ...]:
-    return tuple(draw(num_frames, AUDIO.layers, AUDIO.channels, seed=10 + i) for i in range(count))
-
-
-def half_masks() -> Tensor:
-    masks = torch.zeros(3, 40, 60, dtype=torch.bool)
-    masks[0, :, :20] = True
-    masks[1, :, 40:] = True
-    masks[2, :, 20:40] = True
-    return masks
-
-
-@dataclass
-class Film:
-    """The arguments of a run, one voice and two segments unless changed."""
-
-    speech: Speech = field(default_factory=lambda: Speech(features=voices(1), num_frames=12))
-    masks: Tensor | None = None
-    config: SamplingConfig = SAMPLING
-    photo: Any = field(
-        default_factory=lambda: (draw(40, 60, 3, seed=5) * 50 + 128).clamp(0, 255).to(torch.uint8)
-    )
-    text: Tensor = field(default_factory=lambda: draw(1, 4, CONFIG.text_dim, seed=6))
-    negative_text: Tensor | None = field(
-        default_factory=lambda: draw(1, 6, CONFIG.text_dim, seed=7)
-    )
-    size: Size = SIZE
-    on_step: Any = None
-    seed: int = 42
-    dtype: torch.dtype = torch.float32
-    model: Any = field(default_factory=small_model)
-    vae: MeanVAE = field(default_factory=MeanVAE)
-    image_encoder: MeanImageEncoder = field(
-        default_factory=lambda: MeanImageEncoder(CONFIG.image_dim)
-    )
-
-    def engine(self) -> Engine:
-        return Engine(
-            sampler=EulerSampler(self.model, dtype=self.dtype),
-            vae=self.vae,
-            image_encoder=self.image_encoder,
-            device="cpu",
-        )
-
-    def scene(self) -> scene.Scene:
-        photo_at = self.photo if callable(self.photo) else lambda _: self.photo
-        masks = None if self.masks is None else to_tokens(fit_masks(self.masks, size=self.size))
-        text = Text(self.text, self.negative_text)
-        return scene.Scene(
-            picture=Picture(photo_at, masks, self.size), speech=self.speech, text_at=lambda _: text
-        )
-
-    def segments(self, state: SegmentState | None = None) -> Iterator[Finished]:
-        return self.engine().segments(
-            self.scene(), self.config, seed=self.seed, state=state, on_step=self.on_step
-        )
-
-    def start(self) -> Iterator[Tensor]:
-        return (part.frames for part in self.segments())
-
-    def video(self) -> Tensor:
-        return torch.cat(list(self.start()), dim=1)
-
-
-def two_speakers(**changes: Any) -> Film:
-    film = Film(speech=Speech(features=voices(2), num_frames=12), masks=half_masks())
-    return replace(film, **changes)
+from comfyui_multitalk.tests.support.film import (
+    SAMPLING,
+    SIZE,
+    Film,
+    half_masks,
+    two_speakers,
+    voices,
+)
+from comfyui_multitalk.tests.support.stand_ins import MeanVAE
+from comfyui_multitalk.tests.support.transformer import AUDIO, small_model
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -385,47 +309,6 @@ def test_compose_says_that_a_single_speakers_region_has_no_effect(
     picture = compose(Film().photo, [torch.ones(40, 60)], size=SIZE)
     assert picture.token_masks is None
     assert "no effect" in caplog.text
-
-
-@pytest.mark.parametrize("method", ["multitalk", "infinitetalk"])
-def test_engine_goes_on_from_a_state_read_back_from_disk(method: str, tmp_path: Path) -> None:
-    """Another engine, after the first segment: the rest of the video is the same, bit for bit."""
-    config = replace(SAMPLING, method=method, color_match=0.5)
-    speech = Speech(features=voices(2, num_frames=30), num_frames=20)
-    expected = [part.frames for part in two_speakers(speech=speech, config=config).segments()]
-    first = next(two_speakers(speech=speech, config=config).segments())
-    assert first.state is not None
-    save_file(first.state.tensors(), tmp_path / "state.safetensors")
-    state = SegmentState.from_tensors(load_file(tmp_path / "state.safetensors"))
-    rest = list(two_speakers(speech=speech, config=config).segments(state))
-    assert rest[-1].state is None
-    assert len(rest) == 3
-    made = [first.frames, *(part.frames for part in rest)]
-    assert all(torch.equal(a, b) for a, b in zip(made, expected, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({"config": replace(SAMPLING, steps=3)}, "steps"),
-        ({"seed": 1}, "seed"),
-        ({"photo": torch.zeros(40, 60, 3, dtype=torch.uint8)}, "photo"),
-        ({"text": draw(1, 4, CONFIG.text_dim, seed=8)}, "prompt"),
-        ({"speech": Speech(features=voices(1, num_frames=15), num_frames=12)}, "voices"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_engine_refuses_a_state_of_other_settings_by_their_name(
-    changes: dict[str, Any], name: str
-) -> None:
-    state = next(Film().segments()).state
-    with pytest.raises(InputError, match=f"made with another {name} "):
-        next(replace(Film(), **changes).segments(state))
-
-
-def test_state_that_is_something_else_is_said() -> None:
-    with pytest.raises(InputError, match="no saved state"):
-        SegmentState.from_tensors({"num_done": torch.tensor(1)})
 
 
 def test_engines_in_two_threads_make_the_videos_they_make_alone() -> None:

@@ -173,9 +173,8 @@ def test_load_other_shape_names_tensor_and_both_shapes(name: str, tmp_path: Path
     content = tensors()
     content[name] = normal(*content[name].shape[:-1], 512)
     file = open_weights(saved(tmp_path, "wide.safetensors", content))
-    with pytest.raises(GGUFError, match=rf"{name}.*512.*256") as caught:
+    with pytest.raises(GGUFError, match=rf"^wide\.safetensors: .*{name}.*512.*256"):
         load_weights(Model(), [file])
-    assert (caught.value.path, caught.value.tensor) == (file.path, name)
 
 
 def test_load_tensors_without_a_place_are_logged(

@@ -245,7 +245,7 @@ def test_lora_for_another_model_says_so(model: nn.Module, tmp_path: Path) -> Non
     file = saved(tmp_path, {"double_blocks.0.img_attn.lora_A.weight": normal(RANK, WIDTH)})
     with pytest.raises(GGUFError, match="not a LoRA for this model") as caught:
         apply_lora(model, file, 1)
-    assert caught.value.path == file.path
+    assert str(caught.value).startswith(f"{file.path.name}: ")
 
 
 @pytest.mark.parametrize(

@@ -80,9 +80,8 @@ def test_logical_shapes_restore_the_leading_one(name: str) -> None:
 
 
 def test_check_complete_names_the_fix_that_was_skipped() -> None:
-    with pytest.raises(GGUFError, match="fix_5d_tensors") as caught:
+    with pytest.raises(GGUFError, match=r"^wan\.gguf: 'patch_embedding\.weight' .*fix_5d_tensors"):
         check_complete(["patch_embedding.bias"], path=Path("wan.gguf"))
-    assert caught.value.tensor == "patch_embedding.weight"
     check_complete(["patch_embedding.bias", "patch_embedding.weight"], path=Path("wan.gguf"))
     check_complete(["audio_proj.proj1.weight"], path=Path("adapter.gguf"))
 
