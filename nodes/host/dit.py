@@ -1,7 +1,7 @@
-"""The transformer under ComfyUI's calling convention.
+"""The transformer with the interface of ComfyUI's own Wan model.
 
-Parameter names stay upstream's, so ComfyUI maps LoRA keys to them. It is called as ComfyUI calls
-its own Wan model, by `apply_model`, with the voices as further conditions.
+`BaseModel.apply_model` calls it; audio tokens and token masks are additional conditions. Parameter
+names are upstream's, so ComfyUI can map LoRA keys to them.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from .wan_hooks import wan_hooks
 _PATCH = (1, 2, 2)
 _WRAPPERS = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
 _FOREIGN = ("time_dim_concat", "context_latents")
-"""Conditions of other Wan models that ComfyUI would put between the video's tokens."""
+"""Conditions of other Wan models, which ComfyUI's Wan adds to the video tokens."""
 
 
 class HostMultiTalk(MultiTalkModel):
     """Wan2.1 with MultiTalk inside a ComfyUI MODEL.
 
     Attributes:
-        dtype: What it computes in; ComfyUI's `BaseModel` reads it.
-        dim: Width, by which ComfyUI's nodes know a Wan model.
-        adapter: File its audio branch came from, for messages.
-        precision: How its large layers multiply.
-        attention: Backend of the video tokens' attention, unless a node or a flag names another.
+        dtype: Compute dtype; ComfyUI's `BaseModel` reads it.
+        dim: Width; ComfyUI's nodes identify Wan models by it.
+        adapter: File name of the audio branch, for messages.
+        precision: Precision of the matrix products in the large layers.
+        attention: Default attention backend of the video tokens; a node or a flag overrides it.
     """
 
     def __init__(
@@ -67,15 +67,14 @@ class HostMultiTalk(MultiTalkModel):
         """Predict the velocity.
 
         Args:
-            latents: The noisy ones and, behind them, 4 mask and 16 picture channels,
-                `(B, 36, F, h, w)`.
+            latents: Channels of noisy latents (16), mask (4) and photo (16), `(B, 36, F, h, w)`.
             timestep: `(B,)`, 0 to 1000.
             context: Text tokens, `(B, L, text_dim)`.
-            clip_fea: Picture tokens, `(B, 257, image_dim)`.
-            time_dim_concat: Of other Wan models; must be absent.
-            transformer_options: What nodes put into the model.
-            **conditions: `audio`, `token_masks` and `audio_strength` as core's `MultiTalkModel`
-                takes them; conditions of other models are ignored.
+            clip_fea: CLIP tokens of the photo, `(B, 257, image_dim)`.
+            time_dim_concat: A condition of other Wan models; must be `None`.
+            transformer_options: Patches and options that nodes have set.
+            **conditions: `audio`, `token_masks` and `audio_strength`, see `MultiTalkModel`;
+                unknown conditions are ignored.
 
         Returns:
             Velocity, `(B, 16, F, h, w)`.
@@ -110,13 +109,13 @@ class HostMultiTalk(MultiTalkModel):
         foreign = [name for name in _FOREIGN if given.get(name) is not None]
         if foreign:
             raise InputError(
-                f"The conditioning holds {' and '.join(foreign)}, which are for other Wan models; "
-                "this one takes a photo. Make the conditioning with WanImageToVideo."
+                f"The conditioning contains {' and '.join(foreign)}, which only other Wan models "
+                "use; this one needs a photo. Make the conditioning with WanImageToVideo."
             )
         if context is None or clip_fea is None:
             raise InputError(
-                "The conditioning of this image-to-video model has no picture tokens. Encode the "
-                "photo with CLIP Vision Encode and connect it to WanImageToVideo."
+                "The conditioning has no CLIP tokens of the photo, which this model needs. Encode "
+                "the photo with CLIP Vision Encode and connect it to WanImageToVideo."
             )
         height, width = latents.shape[-2:]
         x = comfy.ldm.common_dit.pad_to_patch_size(latents, _PATCH)
@@ -125,7 +124,7 @@ class HostMultiTalk(MultiTalkModel):
             x[:, :split],
             timestep,
             condition=x[:, split : self.config.in_channels],
-            text=context[:, : self.config.text_len],  # as upstream's tokenizer cuts it
+            text=context[:, : self.config.text_len],  # the limit of upstream's tokenizer
             image=clip_fea,
             audio=audio,
             token_masks=token_masks,

@@ -1,8 +1,8 @@
-"""Linear layers whose packed bytes take part in ComfyUI's memory management.
+"""Linear layers whose packed weights ComfyUI's memory management can move and stream.
 
-ComfyUI streams what is a Parameter of a module with `comfy_cast_weights`, so the bytes stand in
-uint8 Parameters and arrive through `cast_bias_weight`. LoRA acts on the decoded weight: by
-`loras` where the weight is packed, by ComfyUI's own ways where it is plain.
+ComfyUI streams the Parameters of a module that has `comfy_cast_weights`. So the packed bytes are
+uint8 Parameters, and `cast_bias_weight` brings them to the device. LoRAs change the decoded weight:
+of a packed layer through `HostLinear.loras`, of a plain layer through ComfyUI's own functions.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from torch import Tensor, nn
 
 from ...wan_gguf_loader.dequant import dequantize
 from ...wan_gguf_loader.ops import GGUFLinear, GGUFOps
+from .internals import is_resident
 from .lora import LayerLora
 
 
 class HostLinear(GGUFLinear):
-    """A `GGUFLinear` as ComfyUI's loaders and patchers expect a layer.
+    """A `GGUFLinear` with the attributes that ComfyUI's loaders and patchers need.
 
-    What acts on the decoded weight `(out, in)` of a packed layer does so in float32, before the
-    weight is rounded, in this order:
+    The attributes below change the decoded weight `(out, in)` of a packed layer in this order, in
+    float32, before it is rounded.
 
     Attributes:
         loras: LoRAs of the MODEL.
-        hooked: LoRAs of the conditioning that is run now.
+        hooked: LoRA hooks of the current conditioning.
         dense_functions: Weight wrappers of other nodes.
     """
 
@@ -43,7 +44,7 @@ class HostLinear(GGUFLinear):
         self.dense_functions: list[Callable[[Tensor], Tensor]] = []
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # see `HostOps`
-        """Apply the layer to `(..., in_features)` in the dtype of its input."""
+        """Apply the layer to `(..., in_features)`, computing in the dtype of the input."""
         if (ready := self.held_for(x)) is not None:
             return self.multiply(x, *ready)
         weight, bias, stream = comfy.ops.cast_bias_weight(
@@ -56,7 +57,7 @@ class HostLinear(GGUFLinear):
         dense = self._decode(weight, x) if self.is_packed else weight
         rounded = self.rounded(dense, x)
         if self._holds:
-            # What was cast lies in memory that ComfyUI gives to the next layer.
+            # The cast tensors are in a buffer that ComfyUI reuses for the next layer.
             rounded = _own(dense, self.weight) if rounded is weight else rounded
             bias = None if bias is None or self.bias is None else _own(bias, self.bias)
         ready = rounded, bias
@@ -66,7 +67,7 @@ class HostLinear(GGUFLinear):
         return result
 
     def take_type(self, other: GGUFLinear) -> None:
-        """Read the weight as `other` reads its own; the tensors are given apart."""
+        """Copy the quantisation type of `other`, but none of its tensors."""
         self._packed_type = other._packed_type
 
     def _decode(self, stored: Tensor, x: Tensor) -> Tensor:
@@ -78,24 +79,20 @@ class HostLinear(GGUFLinear):
             (self.out_features, self.in_features),
             dtype=torch.float32 if changed else x.dtype,
         )
+        keep = self.weight.device == x.device or is_resident(self)
         for lora in loras:
-            dense = lora.change(dense, keep=self._stays_on(x.device))
+            dense = lora.change(dense, keep=keep)
         for function in self.dense_functions:
             dense = function(dense)
         return dense.to(x.dtype)
 
-    def _stays_on(self, device: torch.device) -> bool:
-        """Tell whether the weight just used remains on the device until the next use."""
-        # `_v_signature` is set by ComfyUI's dynamic memory while the weight has its place there.
-        return self.weight.device == device or getattr(self, "_v_signature", None) is not None
-
 
 @dataclass(frozen=True)
 class HostOps(GGUFOps):
-    """Layer classes for a model that lives in ComfyUI.
+    """Layer classes of a model in ComfyUI.
 
-    Its layers round their input themselves: other nodes wrap a layer's `forward`, as bypass LoRAs
-    do, and expect a tensor there.
+    Each layer rounds its own input: nodes that wrap a layer's `forward`, such as bypass LoRAs, need
+    a tensor there, not the packed form.
     """
 
     layer = HostLinear
@@ -103,7 +100,7 @@ class HostOps(GGUFOps):
 
 
 def adopt(model: nn.Module) -> None:
-    """Turn the weights of a loaded model's layers into the Parameters ComfyUI moves and streams."""
+    """Turn the weights of a loaded model's layers into Parameters, which ComfyUI can stream."""
     for layer in host_layers(model):
         for name in ("weight", "bias"):
             tensor = layer._buffers.pop(name, None)
@@ -112,10 +109,10 @@ def adopt(model: nn.Module) -> None:
 
 
 def _own(tensor: Tensor, stored: Tensor) -> Tensor:
-    """Give a tensor that lasts: the stored one itself, else a copy."""
+    """Return the tensor if it shares the stored one's memory, otherwise a copy."""
     return tensor if tensor.data_ptr() == stored.data_ptr() else tensor.clone()
 
 
 def host_layers(model: nn.Module) -> Iterator[HostLinear]:
-    """Give every `HostLinear` of a model."""
+    """Return every `HostLinear` of a model."""
     return (module for module in model.modules() if isinstance(module, HostLinear))

@@ -1,7 +1,7 @@
 """LoRA on a packed layer: ComfyUI's arithmetic on the decoded weight.
 
-Plain LoRAs, however many, are added by one product; all else that ComfyUI knows (LoHa, LoKr, DoRA,
-whole differences, parts of a weight ...) is left to ComfyUI, patch by patch.
+All plain LoRAs of a layer are added by one matrix product. ComfyUI applies the other kinds (LoHa,
+LoKr, DoRA, full differences, slices of a weight ...), one patch at a time.
 """
 
 from __future__ import annotations
@@ -18,47 +18,45 @@ from torch import Tensor
 
 
 class LayerLora:
-    """What ComfyUI's weight patches change in one layer.
+    """The weight patches of one layer.
 
-    The factors stay beside the weight on its device as long as the weight does, and travel with it
-    where it travels.
+    While the weight is resident on a device, the factors are cached there too. If the weight is
+    streamed, the factors are moved at each use.
     """
 
     def __init__(self, key: str, patches: list[Any]) -> None:
-        """Take the patches of the weight `key` as a ModelPatcher holds them."""
+        """Store the patches of the weight `key`, in the form of `ModelPatcher.patches`."""
         self._key = key
         self._patches = patches
-        self._kept: list[Any] | None = None
+        self._cached: list[Any] | None = None
         self._device: torch.device | None = None
 
     def change(self, weight: Tensor, *, keep: bool) -> Tensor:
-        """Give the changed weight.
+        """Return the patched weight.
 
         Args:
-            weight: Decoded, float32, `(out, in)`; is written to.
-            keep: Whether the weight stays on its device, and so shall the factors.
+            weight: The decoded weight, float32, `(out, in)`; overwritten.
+            keep: Cache the factors on the weight's device.
         """
         if not keep:
-            self._kept = None
-        elif self._kept is None or self._device != weight.device:
-            self._kept, self._device = _moved(self._patches, weight.device), weight.device
-        patches = self._patches if self._kept is None else self._kept
+            self._cached = None
+        elif self._cached is None or self._device != weight.device:
+            self._cached, self._device = _moved(self._patches, weight.device), weight.device
+        patches = self._patches if self._cached is None else self._cached
         factors = _plain_factors(patches, weight)
         if factors is not None:
             return weight.addmm_(*factors)
         changed: Tensor = comfy.lora.calculate_weight(
-            patches,
-            weight,
-            self._key,
-            intermediate_dtype=weight.dtype,
+            patches, weight, self._key, intermediate_dtype=weight.dtype
         )
         return changed
 
 
 def _plain_factors(patches: list[Any], weight: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Give `(out, rank)` and `(rank, in)` whose product is the whole change; of plain LoRAs only.
+    """Return `(out, rank)` and `(rank, in)`, whose product is the sum of all patches.
 
-    Where ComfyUI would pass over a LoRA that does not fit, and say so, it is left to do that.
+    Returns `None` if a patch is not a plain LoRA, or does not fit the weight: ComfyUI then logs
+    an error and skips it.
     """
     ups, downs = [], []
     for strength, adapter, strength_model, offset, function in patches:
@@ -77,7 +75,7 @@ def _plain_factors(patches: list[Any], weight: Tensor) -> tuple[Tensor, Tensor] 
 
 
 def num_bytes(patches: list[Any]) -> int:
-    """Give the size of the tensors in the patches of one weight."""
+    """Return the bytes of all tensors in the patches of one weight."""
     sizes: list[int] = []
 
     def count(tensor: Tensor) -> Tensor:
@@ -94,7 +92,7 @@ def _moved(patches: list[Any], device: torch.device) -> list[Any]:
 
 
 def _map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Rebuild ComfyUI's nest of tuples, lists and adapters with other tensors."""
+    """Copy nested tuples, lists and adapters, with `change` applied to each tensor."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (list, tuple)):

@@ -27,37 +27,31 @@ from ...wan_gguf_loader.int8 import multiplies_int8
 from ...wan_gguf_loader.load import load_weights
 from ...wan_gguf_loader.ops import Precision
 from .dit import HostMultiTalk
+from .internals import init_wan
 from .layers import HostLinear, adopt
 from .patcher import Resting, make_patcher, move_to_model, resting
 
 _NET = "diffusion_model"
 _DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-"""Compute dtypes, best first: bfloat16 does not overflow, and its tokens keep four bits more."""
+"""Compute dtypes, best first: bfloat16 does not overflow, and its rounding residual is kept."""
 
 _log = logging.getLogger(__name__)
 
 
 class MultiTalkWAN(comfy.model_base.WAN21):
-    """ComfyUI's Wan2.1 image-to-video around our transformer: conditioning, sampling, latents."""
+    """ComfyUI's model class of Wan2.1 image-to-video, with this pack's transformer."""
 
     def __init__(self, net: HostMultiTalk) -> None:
         config = comfy.supported_models.WAN21_I2V(
             {"image_model": "wan2.1", "model_type": "i2v", "in_dim": 36, "dim": net.config.dim}
         )
         config.set_inference_dtype(net.dtype, net.dtype)
-        # As ComfyUI's own variants of Wan: past WAN21's constructor, which fixes the network.
-        super(comfy.model_base.WAN21, self).__init__(
-            config,
-            comfy.model_base.ModelType.FLOW,
-            device=torch.device("cpu"),
-            unet_model=lambda **_: net,
-        )
-        self.image_to_video = True
+        init_wan(self, config, net)
 
     def resize_cond_for_context_window(
         self, cond_key: str, cond_value: Any, window: Any, x_in: Any, device: Any, **options: Any
     ) -> Any:
-        """Cut the audio tokens to a context window; the rest ComfyUI cuts as for any Wan."""
+        """Cut the audio tokens to a context window; ComfyUI cuts the other conditions."""
         if cond_key == "audio":
             cut = comfy.context_windows.slice_cond(cond_value, window, x_in, device, temporal_dim=1)
             return cut or cond_value
@@ -68,7 +62,7 @@ class MultiTalkWAN(comfy.model_base.WAN21):
         )
 
     def memory_required(self, input_shape: Any, cond_shapes: Any = MappingProxyType({})) -> float:
-        """Estimate the bytes of a forward: entries of a batch take turns in most of the work."""
+        """Estimate the bytes of a forward, which works on a batch in parts (`model/dit.py`)."""
         batch, *rest = input_shape
         num_tokens = max(1, math.prod(rest[1:]) // 4)
         at_once = min(batch, entries_at_once(num_tokens))
@@ -78,7 +72,7 @@ class MultiTalkWAN(comfy.model_base.WAN21):
         return work + 2 * waiting
 
     def twin(self, tensors: Resting) -> MultiTalkWAN:
-        """Make a second model around the same tensors, which `tensors` gives."""
+        """Make a second model around the same tensors, which `tensors` reads."""
         mine = self.diffusion_model
         net = _like(mine, mine.config, adapter=mine.adapter)
         adopt(net)
@@ -89,16 +83,16 @@ class MultiTalkWAN(comfy.model_base.WAN21):
 def load_base(path: Path, *, precision: Precision = "exact") -> Any:
     """Load a Wan2.1 image-to-video file, GGUF or safetensors, as a MODEL.
 
-    A file that already holds the adapter gives a MODEL that can talk.
+    If the file already contains the adapter, so does the MODEL.
 
     Args:
         path: The file.
-        precision: How its large layers multiply, and the adapter's after them.
+        precision: Precision of the matrix products in the large layers, also the adapter's.
 
     Raises:
-        InputError: If this ComfyUI cannot compute in that precision.
-        WeightsError: If the file is something else.
-        GGUFError: If it cannot be read.
+        InputError: If ComfyUI's device or dtype does not support the precision.
+        WeightsError: If the file is not a Wan2.1 image-to-video model.
+        GGUFError: If the file cannot be read.
     """
     dtype = compute_dtype()
     _require_precision(precision, dtype)
@@ -125,12 +119,12 @@ def load_base(path: Path, *, precision: Precision = "exact") -> Any:
 
 
 def load_adapter(model: Any, path: Path) -> Any:
-    """Add the MultiTalk adapter to a MODEL, which stays as it is; the base's tensors are shared.
+    """Return a MODEL with the MultiTalk adapter added; it shares the given MODEL's tensors.
 
     Raises:
-        InputError: If the MODEL is not ours or can talk already.
-        WeightsError: If the file is no adapter or does not fit the base.
-        GGUFError: If it cannot be read.
+        InputError: If another loader made the MODEL, or it has an adapter already.
+        WeightsError: If the file is not an adapter or does not fit the base.
+        GGUFError: If the file cannot be read.
     """
     base = transformer_of(model)
     if base.config.audio is not None:
@@ -154,7 +148,7 @@ def load_adapter(model: Any, path: Path) -> Any:
 
 
 def transformer_of(model: Any) -> HostMultiTalk:
-    """Give the transformer inside a MODEL of ours.
+    """Return the transformer of a MODEL that this pack loaded.
 
     Raises:
         InputError: If another loader made the MODEL.
@@ -169,10 +163,11 @@ def transformer_of(model: Any) -> HostMultiTalk:
 
 
 def compute_dtype() -> torch.dtype:
-    """Give the transformer's compute dtype as ComfyUI chooses it, bfloat16 preferred.
+    """Return the compute dtype that ComfyUI chooses for the transformer, preferably bfloat16.
 
-    The server's flags (`--fp16-unet`, `--bf16-unet`, `--fp32-unet` ...) decide first. Weights stay
-    as their file holds them, so fp8 flags name no compute dtype, and ComfyUI takes a wider one.
+    The server's flags (`--fp16-unet`, `--bf16-unet`, `--fp32-unet` ...) override the preference.
+    An fp8 flag names no compute dtype, so ComfyUI chooses a wider one; weights keep the dtype of
+    their file.
     """
     device = comfy.model_management.get_torch_device()
     stored: torch.dtype = comfy.model_management.unet_dtype(device, supported_dtypes=_DTYPES)
@@ -181,7 +176,7 @@ def compute_dtype() -> torch.dtype:
 
 
 def _like(net: HostMultiTalk, config: ModelConfig, *, adapter: str) -> HostMultiTalk:
-    """Make an empty transformer that computes as another does."""
+    """Make an empty transformer with the dtype, precision and attention of `net`."""
     return HostMultiTalk(
         config,
         dtype=net.dtype,
@@ -202,7 +197,7 @@ def _require_precision(precision: Precision, dtype: torch.dtype) -> None:
 
 
 def _load_audio_branch(net: HostMultiTalk, file: WeightsFile, *, base: HostMultiTalk) -> None:
-    """Load what the adapter adds, seen as a model of its own under the same names."""
+    """Load the layers that the adapter adds, as a module with the same parameter names."""
     branch = nn.Module()
     branch.audio_proj = net.audio_proj
     branch.blocks = nn.ModuleList()
@@ -217,7 +212,7 @@ def _load_audio_branch(net: HostMultiTalk, file: WeightsFile, *, base: HostMulti
 
 
 def _share(net: HostMultiTalk, source: HostMultiTalk, tensors: Resting) -> None:
-    """Give `net` another transformer's tensors: the same memory, Parameters of its own."""
+    """Give `net` Parameters of its own that share the memory of those of `source`."""
     for path, theirs in source.named_modules():
         target = net.get_submodule(path)
         for leaf, _ in theirs.named_parameters(recurse=False):

@@ -1,16 +1,15 @@
-"""A ModelPatcher that applies LoRA to packed weights without touching their bytes.
+"""A ModelPatcher that applies LoRA to packed weights without changing their bytes.
 
-ComfyUI's own patcher decodes nothing: it would add a LoRA to the bytes. Ours hands packed layers
-what acts on the decoded weight, in all of ComfyUI's ways of loading (whole, low VRAM, dynamic) and
-for LoRAs of the MODEL and of a conditioning. It also keeps the weights in main memory where they
-are when a copy goes to the GPU: unloading costs nothing, and models may share them.
+ComfyUI's own patcher does not decode weights, so it would add a LoRA to the packed bytes. This one
+gives the LoRAs to the packed layers, which apply them to the decoded weight. It does so in each of
+ComfyUI's loading modes (full, low VRAM, dynamic), for LoRAs of the MODEL and of a conditioning.
+The weights in main memory stay there when they are copied to the GPU: unloading costs nothing, and
+models can share them.
 """
 
 from __future__ import annotations
 
-import collections
 import functools
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -22,56 +21,59 @@ import torch
 from torch import nn
 
 from ...multitalk_core.errors import InputError
+from .internals import (
+    Backup,
+    LoadList,
+    change_class,
+    mark_loaded,
+    remove_patches,
+    separate,
+    set_factory,
+)
 from .layers import HostLinear
 from .lora import LayerLora, num_bytes
 
 Resting = Callable[[str], torch.Tensor]
-"""Gives a parameter as it is in main memory, unpatched, whether its model is loaded or not."""
-
-_DYNAMIC = "weight_lowvram_function"  # where the dynamic patcher puts a LoRA
-_Kept = collections.namedtuple("_Kept", ["weight", "inplace_update"])
+"""Returns the unpatched parameter in main memory, whether its model is loaded or not."""
 
 
 def make_patcher(model: nn.Module, *, disable_dynamic: bool = False) -> Any:
     """Wrap a model on the CPU for ComfyUI's memory management of diffusion models.
 
     Args:
-        model: With a method `twin`, which makes another around the same tensors.
-        disable_dynamic: Whether to keep to the management without dynamic VRAM.
+        model: A model whose method `twin` makes a second model around the same tensors.
+        disable_dynamic: Do not use dynamic VRAM.
     """
     load_device = comfy.model_management.get_torch_device()
     base = comfy.model_patcher.ModelPatcher
-    # The dynamic class would put itself aside on the CPU.
+    # On the CPU the constructor of the dynamic class returns an object of another class.
     if not disable_dynamic and not comfy.model_management.is_device_cpu(load_device):
-        # Looked up at call time: with a GPU, ComfyUI swaps the class for its dynamic one.
+        # Looked up at call time: on a GPU, ComfyUI replaces this class by the dynamic one.
         base = comfy.model_patcher.CoreModelPatcher
     patcher = _patcher_class(base)(
         model, load_device=load_device, offload_device=torch.device("cpu")
     )
-    _remember_twin(patcher)
+    _set_factory(patcher)
     return patcher
 
 
 def move_to_model(patcher: Any, model: nn.Module) -> Any:
     """Clone a patcher onto another model whose parameter names include the old one's.
 
-    LoRA, model sampling, wrappers and options come along; what was loaded does not.
+    LoRAs, model sampling, wrappers and options are copied; the loaded weights are not.
     """
     clone = patcher.clone(model_override=(model, ({}, {}, {}, set())))
-    clone.size = 0  # to be measured anew
-    # A parent takes the clone's place when it is gone; this one is another model.
-    clone.parent = None
-    clone.clone_base_uuid = uuid.uuid4()
-    _remember_twin(clone)
+    separate(clone)
+    _set_factory(clone)
     return clone
 
 
 def resting(model: nn.Module, backup: dict[str, Any]) -> Resting:
-    """Give access to a model's parameters at rest.
+    """Return a function that reads a model's unpatched parameters.
 
     Args:
         model: The model.
-        backup: Of its patcher: what ComfyUI puts back when it unloads the model.
+        backup: The weights that its patcher restores when it unloads the model.
     """
 
     def tensor(name: str) -> torch.Tensor:
@@ -82,9 +84,8 @@ def resting(model: nn.Module, backup: dict[str, Any]) -> Resting:
     return tensor
 
 
-def _remember_twin(patcher: Any) -> None:
-    """Tell ComfyUI how to make a second model: for compiling, hooks and more than one GPU."""
-    patcher.cached_patcher_init = (_make_twin, (patcher.model, patcher.backup))
+def _set_factory(patcher: Any) -> None:
+    set_factory(patcher, _make_twin, patcher.model, patcher.backup)
 
 
 def _make_twin(model: Any, backup: dict[str, Any], *, disable_dynamic: bool = False) -> Any:
@@ -93,7 +94,7 @@ def _make_twin(model: Any, backup: dict[str, Any], *, disable_dynamic: bool = Fa
 
 
 def _is_model(patch: Any) -> bool:
-    """Tell whether a patch is the weight of another model, which the difference is taken to."""
+    """Return whether a patch is the difference to another model's weight."""
     return isinstance(patch, tuple) and isinstance(patch[0], str) and patch[0] == "model_as_lora"
 
 
@@ -102,8 +103,8 @@ def _patcher_class(base: type) -> type:
     return type("MultiTalkPatcher", (_PackedWeights, base), {})
 
 
-class _PackedWeights:
-    """The overrides; mixed into whichever patcher class ComfyUI uses."""
+class _PackedWeights(LoadList):
+    """The overrides, as a mixin for the patcher class that ComfyUI uses."""
 
     model: nn.Module
     size: int
@@ -115,17 +116,17 @@ class _PackedWeights:
     is_dynamic: Callable[[], bool]
 
     def clone(self, *args: Any, **kwargs: Any) -> Any:
-        """Clone as ComfyUI does, which gives a patcher of its own where dynamic VRAM is off."""
+        """Clone as ComfyUI does; without dynamic VRAM it makes a plain `ModelPatcher`."""
         clone: Any = super().clone(*args, **kwargs)  # type: ignore[misc]
         if not isinstance(clone, _PackedWeights):
-            clone.__class__ = _patcher_class(clone.__class__)
+            change_class(clone, _patcher_class(clone.__class__))
         clone.size = self.size
         return clone
 
     def model_size(self) -> int:
-        """Give the bytes of the model with the LoRA factors that stand beside packed weights."""
+        """Return the bytes of the weights and of the LoRA factors of packed layers."""
         size: int = super().model_size()  # type: ignore[misc]
-        return size + sum(self._lora_bytes(name) for name, _ in self._packed_layers())
+        return size + sum(self._extra_bytes(name) for name, _ in self._packed_layers())
 
     def patch_weight_to_device(
         self,
@@ -135,7 +136,7 @@ class _PackedWeights:
         return_weight: bool = False,
         force_cast: bool = False,
     ) -> Any:
-        """Load one weight: a plain one patched as ComfyUI does, a packed one as it is."""
+        """Load one weight: a plain one patched by ComfyUI, a packed one unchanged."""
         if key in self.patches and self._packed(key) is None:
             return super().patch_weight_to_device(  # type: ignore[misc]
                 key, device_to, inplace_update, return_weight, force_cast
@@ -144,18 +145,18 @@ class _PackedWeights:
         if return_weight or weight is None or device_to is None or weight.device == device_to:
             return weight
         if key not in self.backup:
-            self.backup[key] = _Kept(weight, False)
+            self.backup[key] = Backup(weight, inplace_update=False)
         comfy.utils.set_attr_param(self.model, key, weight.to(device_to))
         return None
 
     def load(self, device_to: torch.device | None = None, *args: Any, **kwargs: Any) -> None:
-        """Load as ComfyUI does, then what it may leave out, and give packed layers their LoRAs."""
+        """Load as ComfyUI does, then the modules that it skips; give packed layers their LoRAs."""
         super().load(device_to, *args, **kwargs)  # type: ignore[misc]
         self._load_unstreamed(device_to)
         self._bind()
 
     def partially_unload(self, *args: Any, **kwargs: Any) -> Any:
-        """Free device memory as ComfyUI does; what was unloaded keeps its LoRAs."""
+        """Free device memory as ComfyUI does; unloaded layers keep their LoRAs."""
         freed = super().partially_unload(*args, **kwargs)  # type: ignore[misc]
         self._bind()
         return freed
@@ -163,7 +164,7 @@ class _PackedWeights:
     def unpatch_model(
         self, device_to: torch.device | None = None, unpatch_weights: bool = True
     ) -> None:
-        """Restore the model; packed layers lose their LoRAs with the other patches."""
+        """Restore the model as ComfyUI does; also remove the LoRAs of packed layers."""
         super().unpatch_model(device_to, unpatch_weights)  # type: ignore[misc]
         if unpatch_weights:
             for _, layer in self._packed_layers():
@@ -195,7 +196,7 @@ class _PackedWeights:
     def patch_cached_hook_weights(
         self, cached_weights: dict[str, Any], key: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Apply the LoRA hooks of a conditioning that was run before."""
+        """Apply LoRA hooks that are cached since an earlier run of the conditioning."""
         layer = self._packed(key)
         if layer is None:
             super().patch_cached_hook_weights(  # type: ignore[misc]
@@ -205,65 +206,57 @@ class _PackedWeights:
             layer.hooked = cached_weights[key]
 
     def unpatch_hooks(self, whitelist_keys_set: set[str] | None = None) -> None:
-        """Take the LoRA hooks away: from the weights named, or from all."""
+        """Remove the LoRA hooks from the named weights, or from all."""
         super().unpatch_hooks(whitelist_keys_set)  # type: ignore[misc]
         for name, layer in self._packed_layers():
             if not whitelist_keys_set or f"{name}.weight" in whitelist_keys_set:
                 layer.hooked = []
 
     def get_key_patches(self, filter_prefix: str | None = None) -> Any:
-        """Give the weights to another model.
+        """Return the weights and patches, as nodes that merge models read them.
 
         Raises:
-            InputError: If a node asks for them to merge them, and they are quantised.
+            InputError: If a merging node reads quantised weights.
         """
         if filter_prefix is not None:
             self._require_plain("merged into another", "Merge the files before they are quantised")
         return super().get_key_patches(filter_prefix)  # type: ignore[misc]
 
     def state_dict_for_saving(self, *args: Any, **kwargs: Any) -> Any:
-        """Give the weights to be saved.
+        """Return the weights to save.
 
         Raises:
             InputError: If they are quantised.
         """
-        self._require_plain("saved", "Its file is what would be saved; keep LoRAs as files")
+        self._require_plain("saved", "Keep its file, and the LoRAs as files")
         return super().state_dict_for_saving(*args, **kwargs)  # type: ignore[misc]
 
-    def _load_list(self, *args: Any, **kwargs: Any) -> list[tuple[Any, ...]]:
-        """List the modules to load; a packed one takes the room of its LoRA factors too."""
-        entries = super()._load_list(*args, **kwargs)  # type: ignore[misc]
-        return [
-            (*order, size + self._lora_bytes(name), name, module, parameters)
-            for *order, size, name, module, parameters in entries
-        ]
-
     def _load_unstreamed(self, device: torch.device | None) -> None:
-        """Load and patch what only linear layers' streaming leaves out: norms, modulation ..."""
+        """Load and patch the modules that ComfyUI does not stream: norms, modulation ..."""
         for name, module in self.model.named_modules():
             if hasattr(module, "comfy_cast_weights"):
                 continue
             own = [f"{name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
             for key in own:
-                # The dynamic patcher has moved some, and patched none.
+                # The dynamic patcher has moved some of them but patched none.
                 if key not in self.backup or (self.is_dynamic() and key in self.patches):
                     self.patch_weight_to_device(key, device)
             if own:
-                module.comfy_patched_weights = True
+                mark_loaded(module)
 
     def _bind(self) -> None:
         for name, layer in self._packed_layers():
             key = f"{name}.weight"
             layer.loras = [LayerLora(key, self.patches[key])] if key in self.patches else []
             layer.dense_functions = list(self.weight_wrapper_patches.get(key, ()))
-            layer.weight_function = []  # ComfyUI's, which would be given the bytes
-            setattr(layer, _DYNAMIC, None)
+            remove_patches(layer)  # ComfyUI would call these with the packed bytes
 
     def _require_plain(self, done: str, advice: str) -> None:
         if self._packed_layers():
             raise InputError(f"A quantised MODEL cannot be {done}. {advice}.")
 
-    def _lora_bytes(self, name: str) -> int:
+    def _extra_bytes(self, name: str) -> int:
+        """Return the bytes of the LoRA factors of a packed layer."""
         key = f"{name}.weight"
         if key not in self.patches or self._packed(key) is None:
             return 0
@@ -277,7 +270,7 @@ class _PackedWeights:
         ]
 
     def _packed(self, key: str) -> HostLinear | None:
-        """Give the packed layer whose weight has this key."""
+        """Return the packed layer whose weight has this key."""
         owner, _, leaf = key.rpartition(".")
         module = self.model.get_submodule(owner)
         if leaf == "weight" and isinstance(module, HostLinear) and module.is_packed:

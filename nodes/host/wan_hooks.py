@@ -1,13 +1,15 @@
-"""ComfyUI's transformer options as the transformer's hooks.
+"""Translates ComfyUI's transformer options into the transformer's hooks.
 
-What nodes put into a Wan model reaches ours in the same places and under the same names, as
-comfy/ldm/wan/model.py calls them:
+Nodes that patch ComfyUI's Wan model patch this pack's model at the same points, under the names of
+comfy/ldm/wan/model.py:
 
-- `optimized_attention_override`, and the attention the server was started with;
-- `patches`: `attn1_patch` after self-attention, `attn2_patch` after text and photo,
-  `double_block` after a block;
+- `optimized_attention_override`, and the attention backend that the server's flags choose;
+- `patches`: `attn1_patch` after self-attention, `attn2_patch` after cross-attention to text and
+  photo, `double_block` after a block;
 - `patches_replace["dit"][("double_block", i)]` in place of block i;
-- `rope_options`; and `block_index`, `block_type`, `total_blocks`, `grid_sizes` for all of them.
+- `rope_options`.
+
+All patches can read `block_index`, `block_type`, `total_blocks` and `grid_sizes` in the options.
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ from ...multitalk_core.model.lrope import UNMOVED, Placement
 def wan_hooks(
     transformer_options: dict[str, Any], *, x: Tensor, num_blocks: int, attention: Attend
 ) -> Hooks:
-    """Give the hooks of one forward pass.
+    """Make the hooks of one forward pass.
 
     Args:
-        transformer_options: ComfyUI's; stays as it is. Patches see one copy throughout the pass,
-            by which some of them speak to each other.
+        transformer_options: ComfyUI's options; not changed. All patches of the pass get the same
+            copy, through which some of them exchange values.
         x: The model's input, `(B, 36, F, h, w)`, h and w even.
-        num_blocks: Of the transformer.
-        attention: Backend of the video tokens' attention, unless a node or a flag names another.
+        num_blocks: Number of blocks of the transformer.
+        attention: Default attention backend of the video tokens.
     """
     frames, height, width = x.shape[2:]
     options = {
@@ -47,7 +49,7 @@ def wan_hooks(
     patches = options.get("patches", {})
     if _is_chosen(options):
         video = text = _attention(options)
-        # Short keys gain nothing by low precision and may come out as NaN, as in ComfyUI's Wan.
+        # As ComfyUI's Wan: low precision gains nothing with few keys, and can give NaN.
         precise = _attention(options, low_precision_attention=False)
     else:
         video, text = _uncompiled(attention), _uncompiled(torch_attention)
@@ -78,10 +80,10 @@ def _attention(options: dict[str, Any], **settings: bool) -> Attend:
 
 
 def _is_chosen(options: dict[str, Any]) -> bool:
-    """Tell whether a node or the server's flags name an attention other than torch's.
+    """Return whether to use ComfyUI's attention backend: a node or a flag chose one, or ROCm.
 
-    ComfyUI's torch attention puts the flash kernel first, which on Hopper has 0.6 of the rate of
-    torch's own choice there, cuDNN.
+    ComfyUI's default is not used: it makes torch prefer the flash kernel, which on Hopper has 0.6
+    of the rate of cuDNN.
     """
     ways = comfy.ldm.modules.attention
     if options.get("optimized_attention_override") is not None or torch.version.hip is not None:
@@ -90,7 +92,7 @@ def _is_chosen(options: dict[str, Any]) -> bool:
 
 
 def _uncompiled(attention: Attend) -> Attend:
-    """Give an attention in whose place torch's compiler sees torch's, as it cannot look inside."""
+    """Use torch's attention while torch compiles, which cannot trace the backend."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (PLAIN.video if torch.compiler.is_compiling() else attention)(q, k, v)
@@ -124,31 +126,31 @@ def _after_context(patches: Any, options: dict[str, Any]) -> Any:
 
 
 class _Pace:
-    """Keeps ComfyUI from running blocks ahead of the card, where a Cancel would not reach them.
+    """Limits the work queued on the GPU, so that Cancel takes effect within a block.
 
-    A block is begun when the card has done the self-attention of the block before, which leaves it
-    work enough for the meantime. Without this a second of work would be in the card's queue.
+    Each block waits until the GPU has finished the self-attention of the block before; the queued
+    cross-attention and feed-forward keep it busy meanwhile. Otherwise a second of work is queued.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._on_card = device.type == "cuda"
-        self._half_way: torch.cuda.Event | None = None
+        self._on_gpu = device.type == "cuda"
+        self._attended: torch.cuda.Event | None = None
 
     def marked(self, attention: Attend) -> Attend:
-        """Give an attention that is followed by a mark."""
+        """Return the attention with a CUDA event recorded after each call."""
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             tokens = attention(q, k, v)
-            if self._on_card and not torch.compiler.is_compiling():
-                self._half_way = torch.cuda.current_stream(q.device).record_event()
+            if self._on_gpu and not torch.compiler.is_compiling():
+                self._attended = torch.cuda.current_stream(q.device).record_event()
             return tokens
 
-        return attend if self._on_card else attention
+        return attend if self._on_gpu else attention
 
     def wait(self) -> None:
-        """Wait for the last mark."""
-        if self._half_way is not None:
-            self._half_way.synchronize()
+        """Wait for the last event."""
+        if self._attended is not None:
+            self._attended.synchronize()
 
 
 def _around_block(options: dict[str, Any], latents: Tensor, pace: _Pace) -> Any:
@@ -163,7 +165,7 @@ def _around_block(options: dict[str, Any], latents: Tensor, pace: _Pace) -> Any:
         replace = replacements.get(("double_block", call.index))
         x = call() if replace is None else _replaced(replace, call, options)
         for patch in patches:
-            # The next block overwrites its tokens, and a patch may keep what it is given.
+            # The next block overwrites its tokens, but a patch may keep a reference to them.
             given = {"img": x.clone(), "x": latents, "vec": call.time, "block_index": call.index}
             x = patch({**given, "img_offset": 0, "transformer_options": options})["img"]
         return x

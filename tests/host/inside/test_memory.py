@@ -157,7 +157,7 @@ def dynamic(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(comfy_aimdo.host_buffer, "HostBuffer", NoPins)
     net = model.load_base(BASE).model
     made = patcher._patcher_class(OnCPU)(net, load_device=CPU, offload_device=CPU)
-    patcher._remember_twin(made)
+    patcher._set_factory(made)
     return made
 
 
