@@ -88,8 +88,14 @@ class GraphPage:
     def open(self, name: str) -> None:
         """Open one of the pack's workflows, named as its API form."""
         workflow = json.loads(graphs.file(name).read_text(encoding="utf-8"))
-        self.page.evaluate("([w, n]) => app.loadGraphData(w, true, true, n)", [workflow, name])
-        self.page.wait_for_function(f"app.graph.nodes.length == {len(workflow['nodes'])}")
+        opened = f"app.graph.nodes.length == {len(workflow['nodes'])}"
+        for _ in range(3):  # after a reload the page restores its last workflow, perhaps over ours
+            self.page.evaluate("([w, n]) => app.loadGraphData(w, true, true, n)", [workflow, name])
+            for _ in range(20):
+                if self.page.evaluate(opened):
+                    return
+                self.page.wait_for_timeout(500)
+        raise AssertionError(f"{name} does not open")
 
     def browse_templates(self) -> None:
         """Show the pack's category in the template browser."""
@@ -119,7 +125,13 @@ class GraphPage:
         """Add what the Nodes sidebar offers under a name: click it, then a place."""
         self.page.keyboard.press("n")
         self.page.get_by_placeholder("Search...").fill(name)
-        self.page.get_by_text(name, exact=True).last.click()  # a tab may have the same name
+        # Tabs, breadcrumbs and popovers show the names of open workflows, which may be the same.
+        elsewhere = " or ".join(
+            f"contains(@class, '{part}')" for part in ("workflow-tabs", "breadcrumb", "popover")
+        )
+        self.page.locator(
+            f"xpath=//*[not(*) and normalize-space()='{name}' and not(ancestor::*[{elsewhere}])]"
+        ).first.click()
         self.page.mouse.click(900, 400)
         self.page.wait_for_function("app.graph.nodes.length == 1")
         self.page.keyboard.press("n")
