@@ -6,20 +6,27 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
-from ..multitalk_core.config import SamplingConfig
+from ..multitalk_core.config import Method, SamplingConfig
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Box, Size
+from ..multitalk_core.inputs.timeline import Mode
+from ..multitalk_core.model.backends import AttentionName
+from ..wan_gguf_loader.ops import Precision
 from .request import (
     MOTION_FRAMES,
     NEGATIVE_PROMPT,
     Lora,
     ModelFiles,
+    Offload,
+    Preset,
     Request,
     SpeakerFiles,
     preset_sampling,
 )
+
+_Kind = Callable[[str], object] | tuple[str, ...] | None
 
 _MAX_STRENGTH = 100
 """Largest strength of a LoRA, as in ComfyUI."""
@@ -104,196 +111,111 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action) if action.default else action.help
 
 
+class _Group:
+    """A group of options under a title in the help."""
+
+    def __init__(self, parser: argparse.ArgumentParser, title: str) -> None:
+        self._group = parser.add_argument_group(title)
+
+    def add(
+        self, names: str, kind: _Kind, help: str, metavar: str | None = None, **more: Any
+    ) -> None:
+        """Add an option of the type `kind`, or with these choices; None means a switch."""
+        if kind is None:
+            more["action"] = "store_true"
+        else:
+            more |= {"metavar": metavar, ("choices" if isinstance(kind, tuple) else "type"): kind}
+        self._group.add_argument(*names.split(), help=help, **more)
+
+    def add_many(self, names: str, kind: _Kind, help: str, metavar: str, **more: Any) -> None:
+        """Add an option that may be given several times."""
+        self.add(names, kind, help, metavar, action="append", default=[], **more)
+
+
+# fmt: off
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what the video shows")
-    add = group.add_argument
-    add("--image", type=Path, required=True, metavar="PHOTO", help="photo of the speakers")
-    add(
-        "--audio",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="VOICE",
-        help="recording of a voice; once per speaker",
-    )
-    add(
-        "--mask",
-        dest="regions",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="mask of a speaker, white on black; once per --audio, in the same order",
-    )
-    add(
-        "--box",
-        dest="regions",
-        type=_box,
-        action="append",
-        metavar="LEFT,TOP,RIGHT,BOTTOM",
-        help="box around a speaker, in place of a mask, in pixels of the photo",
-    )
-    add(
-        "--start",
-        type=float,
-        action="append",
-        default=[],
-        metavar="SECONDS",
-        help="silence before a voice; once per --audio, in the same order",
-    )
-    add(
-        "--mode",
-        choices=("together", "in_turn"),
-        default="together",
-        help="voices at once, or one after another",
-    )
-    add("--prompt", type=_text, required=True, metavar="TEXT", help="what the video shows")
-    add(
-        "--negative-prompt",
-        type=_text,
-        default=NEGATIVE_PROMPT,
-        metavar="TEXT",
-        help="what the video must not show",
-    )
-    add(
-        "--size",
-        type=_size,
-        default="480p",
-        metavar="480p|720p|WxH|LONGEST",
-        help="a table of sizes, exact pixels, or the longest side in pixels",
-    )
-    add("-o", "--output", type=Path, required=True, metavar="VIDEO", help="the .mp4 to write")
+    group = _Group(parser, "what the video shows")
+    add, many = group.add, group.add_many
+    add("--image", Path, "photo of the speakers", "PHOTO", required=True)
+    many("--audio", Path, "recording of a voice; once per speaker", "VOICE")
+    many("--mask", Path, "mask of a speaker, white on black; once per --audio, in the same order",
+         "FILE", dest="regions")
+    many("--box", _box, "box around a speaker, in place of a mask, in pixels of the photo",
+         "LEFT,TOP,RIGHT,BOTTOM", dest="regions")
+    many("--start", float, "silence before a voice; once per --audio, in the same order", "SECONDS")
+    add("--mode", get_args(Mode), "voices at once, or one after another", default="together")
+    add("--prompt", _text, "what the video shows", "TEXT", required=True)
+    add("--negative-prompt", _text, "what the video must not show", "TEXT", default=NEGATIVE_PROMPT)
+    add("--size", _size, "a table of sizes, exact pixels, or the longest side in pixels",
+        "480p|720p|WxH|LONGEST", default="480p")
+    add("-o --output", Path, "the .mp4 to write", "VIDEO", required=True)
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("weights (GGUF or safetensors)")
-
-    def add(name: str, what: str, *, required: bool = True) -> None:
-        group.add_argument(name, type=Path, required=required, metavar="FILE", help=what)
-
-    add("--base", "Wan2.1 image-to-video")
-    add("--adapter", "MultiTalk or InfiniteTalk; not for a base that has it", required=False)
-    group.add_argument(
-        "--wav2vec", dest="wav2vec2", type=Path, required=True, metavar="FILE", help="Wav2Vec2"
-    )
-    add("--vae", "Wan2.1 VAE")
-    add("--text-encoder", "UMT5 with its tokenizer")
-    add("--clip-vision", "CLIP ViT-H")
-    group.add_argument(
-        "--lora", type=_lora, action="append", default=[], metavar="FILE:STRENGTH",
-        help="a LoRA of the base; may be given several times",
-    )  # fmt: skip
+    group = _Group(parser, "weights (GGUF or safetensors)")
+    add = group.add
+    add("--base", Path, "Wan2.1 image-to-video", "FILE", required=True)
+    add("--adapter", Path, "MultiTalk or InfiniteTalk; not for a base that has it", "FILE")
+    add("--wav2vec", Path, "Wav2Vec2", "FILE", required=True, dest="wav2vec2")
+    add("--vae", Path, "Wan2.1 VAE", "FILE", required=True)
+    add("--text-encoder", Path, "UMT5 with its tokenizer", "FILE", required=True)
+    add("--clip-vision", Path, "CLIP ViT-H", "FILE", required=True)
+    group.add_many("--lora", _lora, "a LoRA of the base; may be given several times",
+                   "FILE:STRENGTH")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("sampling")
-    add = group.add_argument
-    defaults = SamplingConfig()
-    add(
-        "--method",
-        choices=("multitalk", "infinitetalk"),
-        default=defaults.method,
-        help="the method the adapter was trained for",
-    )
-    add(
-        "--preset",
-        choices=("quality", "quick"),
-        default="quality",
-        help="quick is for a distilled LoRA; the options below override it",
-    )
-    add("--steps", type=int, metavar="N", help="steps per segment (40, quick 4)")
-    add("--shift", type=float, metavar="X", help="shift of the schedule (7, at 720p 11, quick 2)")
-    add(
-        "--text-guidance",
-        type=float,
-        metavar="X",
-        help="scale of the text guidance; 1 turns it off (5, quick 1)",
-    )
-    add(
-        "--audio-guidance",
-        type=float,
-        metavar="X",
-        help="scale of the audio guidance; 1 turns it off (4, quick 2)",
-    )
-    add(
-        "--audio-strength",
-        type=float,
-        default=defaults.audio_strength,
-        metavar="X",
-        help="multiplier of the audio layers",
-    )
-    add(
-        "--segment-frames",
-        type=int,
-        default=defaults.segment_frames,
-        metavar="N",
-        help="frames sampled at once, 4n + 1",
-    )
-    add(
-        "--motion-frames",
-        type=int,
-        metavar="N",
-        help="frames repeated from the segment before, 4n + 1 (25, infinitetalk 9)",
-    )
-    add("--seed", type=_seed, default=42, metavar="N", help="seed of all noise, 0 to 2^64 - 1")
+    add, defaults = _Group(parser, "sampling").add, SamplingConfig()
+    add("--method", get_args(Method), "the method the adapter was trained for",
+        default=defaults.method)
+    add("--preset", get_args(Preset),
+        "quick is for a distilled LoRA; the options below override it", default="quality")
+    add("--steps", int, "steps per segment (40, quick 4)", "N")
+    add("--shift", float, "shift of the schedule (7, at 720p 11, quick 2)", "X")
+    add("--text-guidance", float,
+        "scale of the text guidance; 1 turns it off (5, quick 1)", "X")
+    add("--audio-guidance", float,
+        "scale of the audio guidance; 1 turns it off (4, quick 2)", "X")
+    add("--audio-strength", float, "multiplier of the audio layers", "X",
+        default=defaults.audio_strength)
+    add("--segment-frames", int, "frames sampled at once, 4n + 1", "N",
+        default=defaults.segment_frames)
+    add("--motion-frames", int,
+        "frames repeated from the segment before, 4n + 1 (25, infinitetalk 9)", "N")
+    add("--seed", _seed, "seed of all noise, 0 to 2^64 - 1", "N", default=42)
 
 
 def _add_fast(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group(
-        "fast modes, off by default (docs/speed.md says what they cost)"
-    )
+    group = _Group(parser, "fast modes, off by default (docs/speed.md says what they cost)")
     defaults = SamplingConfig()
-
-    def add(name: str, what: str) -> None:
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=float,
-            default=getattr(defaults, name),
-            metavar="X",
-            help=what,
-        )
-
-    add("text_guidance_start", "share of the steps, 0 to 1, at which the text guidance begins")
-    add("text_guidance_end", "share of the steps at which the text guidance ends")
-    add("audio_guidance_start", "share of the steps at which the audio guidance begins")
-    add("audio_guidance_end", "share of the steps at which the audio guidance ends")
-    add(
-        "step_cache",
-        "reuse the model's last output while its estimated change is below X, such as 0.05",
-    )
+    for name, text in (
+        ("text_guidance_start", "share of the steps, 0 to 1, at which the text guidance begins"),
+        ("text_guidance_end", "share of the steps at which the text guidance ends"),
+        ("audio_guidance_start", "share of the steps at which the audio guidance begins"),
+        ("audio_guidance_end", "share of the steps at which the audio guidance ends"),
+        ("step_cache",
+         "reuse the model's last output while its estimated change is below X, such as 0.05"),
+    ):
+        flag, default = f"--{name.replace('_', '-')}", getattr(defaults, name)
+        group.add(flag, float, text, "X", default=default)
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("how it runs")
-    add = group.add_argument
-    add("--device", metavar="NAME", help="cuda, cuda:1, cpu ... (a CUDA card if there is one)")
-    add(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="type of the computation (bfloat16, on a CPU float32)",
-    )
-    add(
-        "--offload",
-        choices=("auto", "none", "blocks"),
-        default="auto",
-        help="none keeps the transformer on the card; blocks streams it and the text encoder from "
+    add = _Group(parser, "how it runs").add
+    add("--device", str, "cuda, cuda:1, cpu ... (a CUDA card if there is one)", "NAME")
+    add("--dtype", ("float32", "bfloat16"), "type of the computation (bfloat16, on a CPU float32)")
+    add("--offload", get_args(Offload),
+        "none keeps the transformer on the card; blocks streams it and the text encoder from "
         "main memory, block by block; auto chooses what fits, with a tiled VAE if need be",
-    )
-    add(
-        "--precision",
-        choices=("exact", "int8"),
-        default="exact",
-        help="int8 uses 8-bit matrix products: faster and less exact",
-    )
-    add(
-        "--attention",
-        choices=("auto", "torch", "flash", "sage"),
-        default="auto",
-        help="attention backend among video tokens; flash is flash-attn-4, which auto chooses on a "
-        "Hopper card if it is installed; sage is SageAttention, less exact",
-    )
-    add("--json", action="store_true", help="write a summary as JSON to standard output")
-    add("--quiet", action="store_true", help="no progress bar")  # fmt: skip
+        default="auto")
+    add("--precision", get_args(Precision),
+        "int8 uses 8-bit matrix products: faster and less exact", default="exact")
+    add("--attention", get_args(AttentionName),
+        "attention backend among video tokens; flash is flash-attn-4, which auto chooses on a "
+        "Hopper card if it is installed; sage is SageAttention, less exact", default="auto")
+    add("--json", None, "write a summary as JSON to standard output")
+    add("--quiet", None, "no progress bar")
+# fmt: on
 
 
 def _speakers(options: argparse.Namespace) -> tuple[SpeakerFiles, ...]:

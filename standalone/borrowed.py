@@ -20,11 +20,7 @@ from .streaming import stream_blocks
 
 
 def fill(
-    model: nn.Module,
-    file: WeightsFile,
-    *,
-    names: Mapping[str, str],
-    dtype: torch.dtype,
+    model: nn.Module, file: WeightsFile, *, names: Mapping[str, str], dtype: torch.dtype
 ) -> None:
     """Give a model built on the meta device its weights.
 

@@ -125,13 +125,13 @@ class _Decoder:
 
     Attributes:
         sample_rate: Of the first frame, in Hz; every later one is converted to it.
-        faults: What was wrong, for a message; no two are equal.
+        faults: What was wrong, for a message: the keys, in order.
     """
 
     def __init__(self, container: av.container.InputContainer) -> None:
         self._container = container
         self.sample_rate = 0
-        self.faults: list[str] = []
+        self.faults: dict[str, None] = {}
 
     def parts(self) -> Iterator[np.ndarray]:
         """Yield the sound in parts `(C, N)` float32."""
@@ -146,7 +146,9 @@ class _Decoder:
             if found != source:
                 if resampler is not None:
                     yield from (out.to_ndarray() for out in resampler.resample(None))
-                    self._note(f"all of it was converted to {self.sample_rate} Hz, {layout}")
+                    self.faults[f"all of it was converted to {self.sample_rate} Hz, {layout}"] = (
+                        None
+                    )
                 source = found
                 resampler = av.AudioResampler(format="fltp", layout=layout, rate=self.sample_rate)
             assert resampler is not None
@@ -163,17 +165,13 @@ class _Decoder:
                 frames = packet.decode()
             except FFmpegError as reason:
                 error = error or reason
-                self._note("damaged parts were left out")
+                self.faults["damaged parts were left out"] = None
                 continue
             for frame in frames:
                 decoded = True
                 yield frame
         if error is not None and not decoded:
             raise error
-
-    def _note(self, fault: str) -> None:
-        if fault not in self.faults:
-            self.faults.append(fault)
 
 
 def _sixteen_bit(image: Image.Image, path: Path) -> np.ndarray:

@@ -57,7 +57,6 @@ class Plan:
 RESIDENT = Plan(words="the whole transformer on the card", streamed=False, tiled=False)
 STREAMED = Plan(words="its blocks streamed from main memory", streamed=True, tiled=False)
 TILED = Plan(words="blocks streamed and the VAE in tiles", streamed=True, tiled=True)
-
 PLANS = (RESIDENT, STREAMED, TILED)
 
 
@@ -147,11 +146,7 @@ def estimate(plan: Plan, work: Workload) -> int:
 
 
 def choose(work: Workload, *, free: float) -> Plan:
-    """Take the first plan that fits.
-
-    Args:
-        work: What is to be done.
-        free: Bytes of the card to be had.
+    """Take the first plan that fits into `free` bytes of the card.
 
     Raises:
         InputError: If none fits.

@@ -19,7 +19,7 @@ from ..multitalk_core.errors import MultiTalkError
 from ..multitalk_core.inputs.scene import Scene
 from ..multitalk_core.method.sampler import EulerSampler
 from ..multitalk_core.method.state import SegmentState
-from ..multitalk_core.model.attention import PLAIN, Attends
+from ..multitalk_core.model.attention import Attends
 from ..multitalk_core.model.dit import MultiTalkModel
 from ..multitalk_core.protocols import ImageEncoder
 from .memory import STREAMED, Plan
@@ -47,19 +47,11 @@ class PlacedEngine:
         dtype: torch.dtype,
         plan: Plan,
         may_change: bool,
-        attends: Attends = PLAIN,
+        attends: Attends,
     ) -> None:
-        """Bring the transformer to the device.
+        """Bring the transformer, loaded in main memory, to the device as the plan says.
 
-        Args:
-            transformer: Loaded in main memory.
-            vae: The video autoencoder.
-            image_encoder: The CLIP vision tower.
-            device: Where all compute.
-            dtype: What the transformer computes in.
-            plan: Where the weights lie.
-            may_change: Whether a leaner plan is taken when memory runs out.
-            attends: The attention backends.
+        `dtype` is what it computes in; `may_change` allows a leaner plan when memory runs out.
         """
         self._engine = Engine(
             sampler=EulerSampler(transformer, dtype=dtype, attends=attends),

@@ -38,19 +38,10 @@ from ..multitalk_core.model.attention import Attends
 from ..multitalk_core.model.backends import video_attention
 from ..multitalk_core.model.lrope import MAX_SPEAKERS
 from ..wan_gguf_loader.int8 import multiplies_int8
+from . import memory
 from .borrowed import held_bytes, on_device
 from .encoders import load_image_encoder, load_text_encoder
 from .media import read_mask, read_photo, read_voice
-from .memory import (
-    RESIDENT,
-    STREAMED,
-    VISITOR_SLACK,
-    Plan,
-    Workload,
-    choose,
-    free_bytes,
-    total_bytes,
-)
 from .placement import PlacedEngine
 from .request import Request
 from .vae import load_vae, vae_width
@@ -62,18 +53,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What came out.
+    """What came out; `--json` writes it.
 
     Attributes:
-        output: The video file.
-        frames: Number of frames.
-        fps: Frames per second.
-        seconds: Length of the video.
-        width: In pixels.
-        height: In pixels.
-        seed: Of the noise.
-        device: Where it was computed.
-        dtype: In which type.
         attention: Attention backend of the video tokens: `torch`, `flash` or `sage`.
         streamed: Whether the transformer's blocks came from main memory one by one.
         tiled: Whether the VAE worked in tiles.
@@ -125,14 +107,7 @@ class _Stopwatch:
 
 
 def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> Summary:
-    """Make the video.
-
-    Args:
-        request: What is wanted.
-        on_step: Called after every sampling step; may raise to stop.
-
-    Returns:
-        What was written and how long it took.
+    """Make the video; `on_step` is called after every sampling step and may raise to stop.
 
     Raises:
         MultiTalkError: If an input, a setting or a file cannot be used, or the disk is full.
@@ -147,11 +122,12 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
         require_target(request.output)
         _check_speakers(request)
         picture = _read_picture(request)
+        room = memory.total_bytes(device)
         voices = arrange_recordings(
-            [read_voice(speaker.audio, memory=total_bytes(device)) for speaker in request.speakers],
+            [read_voice(speaker.audio, memory=room) for speaker in request.speakers],
             mode=request.mode,
             starts=[speaker.start for speaker in request.speakers],
-            memory=total_bytes(device),
+            memory=room,
         )
         files = OpenFiles(request.files)
         plan = _plan(files, request, size=picture.size, device=device, dtype=dtype)
@@ -174,18 +150,10 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
             attends=Attends(video=attention.attend),
         )
     scene = Scene(picture=picture, speech=speech, text_at=lambda _: text)
-    with (
-        watch.stage("sample"),
-        VideoWriter(
-            request.output,
-            size=picture.size,
-            waveform=voices.sound.waveform,
-            sample_rate=voices.sound.sample_rate,
-        ) as writer,
-    ):
-        for finished in engine.segments(
-            scene, request.sampling, seed=request.seed, on_step=on_step
-        ):
+    writer = VideoWriter(request.output, size=picture.size, sound=voices.sound)
+    video = engine.segments(scene, request.sampling, seed=request.seed, on_step=on_step)
+    with watch.stage("sample"), writer:
+        for finished in video:
             writer.write(finished.frames)
     return Summary(
         output=str(request.output),
@@ -257,16 +225,11 @@ def _read_picture(request: Request) -> Picture:
 def _encode_text(
     files: OpenFiles, request: Request, *, device: torch.device, dtype: torch.dtype
 ) -> Text:
-    encoder = load_text_encoder(
-        files.text_encoder,
-        device=device,
-        dtype=dtype,
-        streamed=request.offload == "blocks"
-        or (
-            request.offload == "auto"
-            and held_bytes(files.text_encoder, dtype) * VISITOR_SLACK > free_bytes(device)
-        ),
-    )
+    streamed = request.offload == "blocks"
+    if request.offload == "auto":
+        needed = held_bytes(files.text_encoder, dtype) * memory.VISITOR_SLACK
+        streamed = needed > memory.free_bytes(device)
+    encoder = load_text_encoder(files.text_encoder, device=device, dtype=dtype, streamed=streamed)
     prompts = [request.prompt]
     if needs_negative_text(request.sampling.text_guidance):
         prompts.append(request.negative_prompt)
@@ -276,22 +239,23 @@ def _encode_text(
 
 def _plan(
     files: OpenFiles, request: Request, *, size: Size, device: torch.device, dtype: torch.dtype
-) -> Plan:
+) -> memory.Plan:
     """Choose how the card's memory is used, while everything is still on disk."""
     if device.type == "cpu" or request.offload == "none":
-        return RESIDENT
+        return memory.RESIDENT
     if request.offload == "blocks":
-        return STREAMED
+        return memory.STREAMED
     sampling = request.sampling
-    passes = passes_needed(
-        text_guidance=sampling.text_guidance, audio_guidance=sampling.audio_guidance
-    )
-    work = Workload(
+    work = memory.Workload(
         size=size,
         num_frames=sampling.segment_frames,
         dim=files.config.dim,
         ffn_dim=files.config.ffn_dim,
-        num_passes=len(passes),
+        num_passes=len(
+            passes_needed(
+                text_guidance=sampling.text_guidance, audio_guidance=sampling.audio_guidance
+            )
+        ),
         dtype=dtype,
         transformer=files.transformer_weights(dtype),
         fused=importlib.util.find_spec("triton") is not None,
@@ -299,7 +263,7 @@ def _plan(
         vae_bytes=held_bytes(files.vae, dtype),
         image_encoder_bytes=held_bytes(files.clip_vision, dtype),
     )
-    return choose(work, free=free_bytes(device))
+    return memory.choose(work, free=memory.free_bytes(device))
 
 
 def _peak_memory(device: torch.device) -> int | None:

@@ -12,7 +12,6 @@ import os
 import uuid
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import av
@@ -26,6 +25,7 @@ from torch.nn import functional
 from ..multitalk_core.config import FPS
 from ..multitalk_core.errors import InputError, MultiTalkError
 from ..multitalk_core.geometry import Size
+from ..multitalk_core.inputs.timeline import Sound
 
 _BT709 = 1
 """FFmpeg's number of BT.709 as primaries and as transfer function."""
@@ -37,18 +37,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class VideoWriter:
     """Writes one video; a context manager whose `write` takes the frames in order."""
 
-    def __init__(
-        self, path: Path, *, size: Size, waveform: Tensor, sample_rate: int, fps: int = FPS
-    ) -> None:
+    def __init__(self, path: Path, *, size: Size, sound: Sound) -> None:
         """Check the target; no file is created before the `with` block.
 
         Args:
             path: The video, ending in `.mp4`; its folder must exist.
             size: Size of the frames, even numbers of pixels.
-            waveform: The sound, `(1, C, N)` or `(C, N)` with one or two channels; cut or padded
-                with silence to the length of the picture.
-            sample_rate: Of the sound in Hz, one that AAC supports (as that of `mix` is).
-            fps: Frames per second.
+            sound: Cut or padded with silence to the length of the picture.
 
         Raises:
             InputError: If no such file can be written.
@@ -60,9 +55,8 @@ class VideoWriter:
         # relative name for a protocol
         self._draft = path.absolute().with_name(f".{uuid.uuid4().hex}.part")
         self._size = size
-        self._fps = fps
-        self._waveform = waveform.reshape(-1, waveform.shape[-1]).float().cpu()
-        self._sample_rate = sample_rate
+        self._waveform = sound.waveform[0].float().cpu()
+        self._sample_rate = sound.sample_rate
         self._sent = 0
 
     def __enter__(self) -> VideoWriter:
@@ -87,18 +81,13 @@ class VideoWriter:
         try:
             for picture in pixels.permute(1, 2, 3, 0).contiguous().cpu().numpy():
                 self._write_picture(picture)
-            self._write_sound(self._samples_of(self.num_frames))
+            self._write_sound(round(Fraction(self.num_frames * self._sample_rate, FPS)))
         except (OSError, FFmpegError) as reason:
             raise self._failure(reason) from reason
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
         try:
-            if exc is None:
+            if error is None:
                 self._finish()
         except (OSError, FFmpegError) as reason:
             raise self._failure(reason) from reason
@@ -118,7 +107,7 @@ class VideoWriter:
         os.replace(self._draft, self.path)
 
     def _add_video(self) -> Any:
-        stream = self._container.add_stream("libx264", rate=self._fps, options={"crf": _QUALITY})
+        stream = self._container.add_stream("libx264", rate=FPS, options={"crf": _QUALITY})
         stream.height, stream.width = self._size
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
@@ -135,7 +124,7 @@ class VideoWriter:
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
         frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
         frame.pts = self.num_frames
-        frame.time_base = Fraction(1, self._fps)
+        frame.time_base = Fraction(1, FPS)
         self._container.mux(self._video.encode(frame))
         self.num_frames += 1
 
@@ -151,9 +140,6 @@ class VideoWriter:
         frame.time_base = Fraction(1, self._sample_rate)
         self._container.mux(self._audio.encode(frame))
         self._sent = stop
-
-    def _samples_of(self, num_frames: int) -> int:
-        return round(Fraction(num_frames * self._sample_rate, self._fps))
 
     def _failure(self, reason: OSError | FFmpegError) -> MultiTalkError:
         if reason.errno in _FULL:

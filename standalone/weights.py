@@ -23,7 +23,7 @@ from ..multitalk_core.model.dit import MultiTalkModel
 from ..wan_gguf_loader.files import WeightsFile, open_weights
 from ..wan_gguf_loader.load import load_weights
 from ..wan_gguf_loader.lora import apply_lora
-from ..wan_gguf_loader.ops import Precision, gguf_ops
+from ..wan_gguf_loader.ops import GGUFOps, Precision
 from .memory import Weights
 from .request import ModelFiles
 
@@ -48,52 +48,36 @@ class OpenFiles:
             WeightsError: If a file is of another kind, or two do not fit each other.
             GGUFError: If a file is damaged or missing.
         """
-        base_kinds = (FileKind.BASE_I2V, FileKind.MERGED)
-        self._base = self._open(files.base, base_kinds, place="--base")
-        self._adapter = (
-            self._open(files.adapter, FileKind.ADAPTER, place="--adapter")
-            if files.adapter is not None
-            else None
-        )
+        self._base = _open(files.base, (FileKind.BASE_I2V, FileKind.MERGED), place="--base")
+        self._adapter = None
+        if files.adapter is not None:
+            self._adapter = _open(files.adapter, FileKind.ADAPTER, place="--adapter")
+        self._transformer = [file for file in (self._base, self._adapter) if file is not None]
         self._loras = [
-            (self._open(lora.path, FileKind.LORA, place="--lora"), lora.strength)
-            for lora in files.loras
+            (_open(lora.path, FileKind.LORA, place="--lora"), lora.strength) for lora in files.loras
         ]
-        self._wav2vec2 = self._open(files.wav2vec2, FileKind.WAV2VEC2, place="--wav2vec")
-        self.vae = self._open(files.vae, FileKind.VAE, place="--vae")
-        self.text_encoder = self._open(files.text_encoder, FileKind.UMT5, place="--text-encoder")
-        self.clip_vision = self._open(
-            files.clip_vision, FileKind.CLIP_VISION, place="--clip-vision"
-        )
+        self._wav2vec2 = _open(files.wav2vec2, FileKind.WAV2VEC2, place="--wav2vec")
+        self.vae = _open(files.vae, FileKind.VAE, place="--vae")
+        self.text_encoder = _open(files.text_encoder, FileKind.UMT5, place="--text-encoder")
+        self.clip_vision = _open(files.clip_vision, FileKind.CLIP_VISION, place="--clip-vision")
         self.config = self._transformer_config()
         self._check_wav2vec2()
 
     def load_transformer(
         self, dtype: torch.dtype, *, precision: Precision = "exact"
     ) -> MultiTalkModel:
-        """Load base and adapter into main memory, weights as they are stored, with the LoRAs.
-
-        Args:
-            dtype: Wider plain weights are rounded to it.
-            precision: How layers with many rows multiply.
-        """
-        model = MultiTalkModel(self.config, ops=gguf_ops(precision=precision), device="meta")
-        files = [self._base] if self._adapter is None else [self._base, self._adapter]
-        load_weights(model, files, dtype=dtype)
+        """Load base, adapter and LoRAs; plain weights wider than `dtype` are rounded to it."""
+        model = MultiTalkModel(self.config, ops=GGUFOps(precision=precision), device="meta")
+        load_weights(model, self._transformer, dtype=dtype)
         for file, strength in self._loras:
             apply_lora(model, file, strength)
         return model.eval()
 
     def transformer_weights(self, dtype: torch.dtype) -> Weights:
-        """Count the bytes that `load_transformer` takes in memory, from the headers.
-
-        Args:
-            dtype: As there.
-        """
+        """Count the bytes that `load_transformer` takes in memory, from the headers."""
         outside, blocks = 0, Counter[int]()
-        merged = [self._base] if self._adapter is None else [self._base, self._adapter]
-        for file in [*merged, *(lora for lora, _ in self._loras)]:
-            widest = dtype.itemsize if file in merged else torch.float32.itemsize
+        for file in [*self._transformer, *(lora for lora, _ in self._loras)]:
+            widest = dtype.itemsize if file in self._transformer else torch.float32.itemsize
             for name, info in file.tensors.items():
                 taken = min(info.nbytes, info.num_elements * widest)
                 if block := _BLOCK.search(name):
@@ -106,13 +90,6 @@ class OpenFiles:
         """Load Wav2Vec2 in float32."""
         file = self._wav2vec2
         return load_wav2vec2(file.weights(), num_heads=file.num_heads, source=file.path.name)
-
-    def _open(
-        self, path: Path, wanted: FileKind | Collection[FileKind], *, place: str
-    ) -> WeightsFile:
-        file = open_weights(path)
-        require(identify(file.shapes), wanted, source=path.name, place=place)
-        return file
 
     def _transformer_config(self) -> ModelConfig:
         base, adapter = self._base, self._adapter
@@ -144,3 +121,9 @@ class OpenFiles:
             encoder=file.path.name,
             adapter=(self._adapter or self._base).path.name,
         )
+
+
+def _open(path: Path, wanted: FileKind | Collection[FileKind], *, place: str) -> WeightsFile:
+    file = open_weights(path)
+    require(identify(file.shapes), wanted, source=path.name, place=place)
+    return file

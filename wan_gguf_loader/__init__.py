@@ -7,17 +7,17 @@ from .errors import GGUFError
 from .files import TensorInfo, WeightsFile, open_weights
 from .load import load_weights
 from .lora import apply_lora
-from .ops import GGUFLinear, gguf_ops
+from .ops import GGUFLinear, GGUFOps
 
 __all__ = [
     "PACKED_TYPES",
     "GGUFError",
     "GGUFLinear",
+    "GGUFOps",
     "TensorInfo",
     "WeightsFile",
     "apply_lora",
     "dequantize",
-    "gguf_ops",
     "load_weights",
     "open_weights",
 ]

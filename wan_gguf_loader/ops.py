@@ -1,7 +1,7 @@
 """Linear layers over GGUF bytes: stored packed, decoded in forward.
 
 The bytes are a plain uint8 buffer named `weight` (no Tensor subclass, no false shape); the layer
-knows the logical shape; options belong to one load (`gguf_ops(...)`), never to a class. LoRA
+knows the logical shape; options belong to one load (`GGUFOps(...)`), never to a class. LoRA
 factors are kept beside the bytes, all files as one pair, and are added to the decoded weight.
 """
 
@@ -126,12 +126,10 @@ class GGUFLinear(nn.Module):
         return self._packed_type is not None
 
     def store_weight(self, weight: Tensor, type: str) -> None:
-        """Store a weight as it was read, without a copy.
+        """Store a weight of a storage type as it was read, without a copy.
 
-        Args:
-            weight: Packed rows `(out_features, row_bytes)` in uint8, or plain values
-                `(out_features, in_features)` of any floating-point dtype.
-            type: Its storage type in the file; plain types mean plain values.
+        It is packed rows `(out_features, row_bytes)` in uint8, or plain values
+        `(out_features, in_features)` of any floating-point dtype.
 
         Raises:
             GGUFError: If the tensor is not of the layer's shape.
@@ -291,7 +289,8 @@ class GGUFOps:
     """Layer classes of one load, for models built with `ops.Linear(...)`.
 
     Attributes:
-        precision: `"exact"`, or `"int8"` for products in int8; see `int8.py`.
+        precision: `"exact"`, or `"int8"`, which multiplies inputs of many rows in int8: faster, and
+            less exact; see `int8.py`.
         layer: The class of its layers.
     """
 
@@ -307,14 +306,7 @@ class GGUFOps:
         dtype: torch.dtype | None = None,
     ) -> GGUFLinear:
         """Build an empty layer, with the arguments of `torch.nn.Linear`."""
-        return self.layer(
-            in_features,
-            out_features,
-            bias,
-            device,
-            dtype,
-            precision=self.precision,
-        )
+        return self.layer(in_features, out_features, bias, device, dtype, precision=self.precision)
 
     @property
     def feed(self) -> Int8Feed | None:
@@ -322,28 +314,14 @@ class GGUFOps:
         return Int8Feed() if self.precision == "int8" else None
 
     @staticmethod
-    def hold(layers: nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Cache the decoded weights of all layers inside `layers` for the context."""
-        return hold(layers)
-
-
-@contextlib.contextmanager
-def hold(layers: nn.Module) -> Iterator[None]:
-    """Cache the decoded weights of all `GGUFLinear` inside `layers` for the context."""
-    linears = [module for module in layers.modules() if isinstance(module, GGUFLinear)]
-    for layer in linears:
-        layer.hold()
-    try:
-        yield
-    finally:
+    @contextlib.contextmanager
+    def hold(layers: nn.Module) -> Iterator[None]:
+        """Cache the decoded weights of all `GGUFLinear` inside `layers` for the context."""
+        linears = [module for module in layers.modules() if isinstance(module, GGUFLinear)]
         for layer in linears:
-            layer.release()
-
-
-def gguf_ops(*, precision: Precision = "exact") -> GGUFOps:
-    """Make the layer classes of one load.
-
-    Args:
-        precision: `"int8"` multiplies inputs of many rows in int8: faster, and less exact.
-    """
-    return GGUFOps(precision=precision)
+            layer.hold()
+        try:
+            yield
+        finally:
+            for layer in linears:
+                layer.release()

@@ -30,10 +30,7 @@ _MAX_GAP = 1 << 20
 
 
 def read_header(source: Source) -> Header:
-    """Parse and check the header of a GGUF file.
-
-    Args:
-        source: A file that starts with the GGUF magic.
+    """Parse and check the header of a file that starts with the GGUF magic.
 
     Returns:
         Metadata, and every tensor with a position that lies inside the file.
@@ -114,14 +111,12 @@ def _array(cursor: Cursor, key: str) -> StoredArray:
 
 def _alignment(cursor: Cursor, metadata: Metadata) -> int:
     value = metadata.get("general.alignment", 32)
-    valid = type(value) is int and 8 <= value <= 65_536 and value & (value - 1) == 0
-    if not valid:
-        raise cursor.error(
-            f"general.alignment is {value!r}; a power of two from 8 to 65536 is needed: the header "
-            "is damaged."
-        )
-    assert isinstance(value, int)
-    return value
+    if type(value) is int and 8 <= value <= 65_536 and value & (value - 1) == 0:
+        return value
+    raise cursor.error(
+        f"general.alignment is {value!r}; a power of two from 8 to 65536 is needed: the header is "
+        "damaged."
+    )
 
 
 def _check_metadata(cursor: Cursor, metadata: Metadata) -> None:
@@ -181,19 +176,14 @@ def _place(raw: _RawTensor, source: Source, *, data_start: int, alignment: int) 
             f"tensor {raw.name!r} starts at {raw.offset}, a multiple of {alignment} is needed: the "
             "header is damaged.",
         )
-    if offset + nbytes > source.size:
-        raise source.error(
-            f"truncated download: tensor {raw.name!r} ({ggml.name}) needs the file to have "
-            f"{offset + nbytes} bytes, it has {source.size}. Download the file again.",
-        )
+    source.require_inside(offset + nbytes, what=f"tensor {raw.name!r} ({ggml.name})")
     return StoredTensor(raw.name, ggml.name, tuple(reversed(raw.dims)), offset, nbytes)
 
 
 def _type_problem(raw: _RawTensor) -> str:
     if raw.type_id in REMOVED_TYPES:
         return f"tensor {raw.name!r} has the removed ggml type {raw.type_id}. Get a newer file."
-    if raw.type_id in UNDECODABLE_TYPES:
-        kind = UNDECODABLE_TYPES[raw.type_id]
+    if kind := UNDECODABLE_TYPES.get(raw.type_id):
         return f"tensor {raw.name!r} is stored as {kind}, which cannot be decoded."
     return (
         f"tensor {raw.name!r} has the unknown ggml type {raw.type_id}: the file is newer than this "

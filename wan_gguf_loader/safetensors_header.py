@@ -12,10 +12,7 @@ _MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
 
 
 def read_header(source: Source) -> Header:
-    """Parse and check the header of a safetensors file.
-
-    Args:
-        source: A file whose ninth byte is `{`.
+    """Parse and check the header of a safetensors file, whose ninth byte is `{`.
 
     Returns:
         The `__metadata__` strings, and every tensor with a position that lies inside the file.
@@ -69,11 +66,7 @@ def _entry(name: str, entry: object, source: Source, data_start: int) -> StoredT
             f"tensor {name!r} ({kind}, shape {shape}) needs {needed} bytes but its position spans "
             f"{end - begin}: the header is damaged.",
         )
-    if data_start + end > source.size:
-        raise source.error(
-            f"truncated download: tensor {name!r} ({kind}) needs the file to have "
-            f"{data_start + end} bytes, it has {source.size}. Download the file again.",
-        )
+    source.require_inside(data_start + end, what=f"tensor {name!r} ({kind})")
     return StoredTensor(name, kind, tuple(shape), data_start + begin, needed)
 
 

@@ -22,7 +22,7 @@ from ...tools.convert import choose_type
 from ...tools.gguf_writer import Entry, layout
 from ...wan_gguf_loader.files import open_weights
 from ...wan_gguf_loader.load import load_weights
-from ...wan_gguf_loader.ops import gguf_ops
+from ...wan_gguf_loader.ops import GGUFOps
 
 DIM, FFN_DIM, TEXT_DIM, IMAGE_DIM, FREQ_DIM = 5120, 13824, 4096, 1280, 256
 _SAMPLE_SECONDS = 0.001
@@ -84,7 +84,7 @@ def build_model(shapes: dict[str, tuple[int, ...]]) -> nn.Module:
                 owner.add_module(part, nn.Module())
             owner = owner.get_submodule(part)
         if len(shape) == 2:
-            owner.add_module(path[-1], gguf_ops().Linear(shape[1], shape[0], device="meta"))
+            owner.add_module(path[-1], GGUFOps().Linear(shape[1], shape[0], device="meta"))
         elif leaf not in owner._buffers:  # else the bias of a layer that is there
             owner.register_parameter(leaf, nn.Parameter(torch.empty(shape, device="meta")))
     return root

@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ....wan_gguf_loader.ops import gguf_ops
+from ....wan_gguf_loader.ops import GGUFOps
 from .bench import Bench, log, release
 from .forward import Timed, timed_forward
 from .report import Column, Table
@@ -36,9 +36,9 @@ _LATENT = (17, 16, 16)
 """Latent size of the tiny scale here: 1088 tokens; layers use int8 only from 1024 tokens on."""
 
 _CASES = (
-    ("float32", torch.float32, gguf_ops()),
-    ("bfloat16", torch.bfloat16, gguf_ops()),
-    ("int8", torch.bfloat16, gguf_ops(precision="int8")),
+    ("float32", torch.float32, GGUFOps()),
+    ("bfloat16", torch.bfloat16, GGUFOps()),
+    ("int8", torch.bfloat16, GGUFOps(precision="int8")),
 )
 
 
@@ -61,7 +61,7 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
 
 def _forwards(bench: Bench, table: Table) -> None:
     done: dict[str, Timed] = {}
-    for name, ops in (("bfloat16", gguf_ops()), ("int8", gguf_ops(precision="int8"))):
+    for name, ops in (("bfloat16", GGUFOps()), ("int8", GGUFOps(precision="int8"))):
         log(f"8bit: forward, {name}")
         model = random_model(
             bench.scale.config, base="Q4_K", adapter="Q8_0", device=bench.device, ops=ops

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from ....multitalk_core.config import ModelConfig
 from ....multitalk_core.model.dit import MultiTalkModel
 from ....wan_gguf_loader.dequant import PACKED_TYPES
-from ....wan_gguf_loader.ops import GGUFLinear, gguf_ops
+from ....wan_gguf_loader.ops import GGUFLinear, GGUFOps
 from ...tiny.fill import moments
 from ...tiny.wan import STD, is_audio
 from .packing import random_packed
@@ -44,7 +44,7 @@ def random_model(
         ops: Layer classes; GGUF's unless others are given.
     """
     generator = torch.Generator(device).manual_seed(seed)
-    model = MultiTalkModel(config, ops=ops or gguf_ops(), device="meta")
+    model = MultiTalkModel(config, ops=ops or GGUFOps(), device="meta")
     for path, module in model.named_modules():
         if isinstance(module, GGUFLinear):
             type = weight_type(f"{path}.weight", base=base, adapter=adapter)

@@ -15,7 +15,7 @@ from comfyui_multitalk.wan_gguf_loader.int8 import (
     multiplies_int8,
     quantize_rows,
 )
-from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, gguf_ops, hold
+from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, GGUFOps
 
 ROWS, IN, OUT = LEAST_ROWS, 256, 48
 on_a_card = torch.cuda.is_available()
@@ -28,7 +28,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def layers() -> tuple[GGUFLinear, GGUFLinear]:
     made = []
     for precision in ("exact", "int8"):
-        layer = gguf_ops(precision=precision).Linear(IN, OUT)
+        layer = GGUFOps(precision=precision).Linear(IN, OUT)
         layer.store_weight(normal(OUT, IN, seed=1).bfloat16(), "BF16")
         layer.bias = normal(OUT, seed=2)
         made.append(layer)
@@ -83,7 +83,7 @@ def test_parts_of_rows_are_all_rounded_and_multiplied() -> None:
 
 
 def test_layer_whose_outputs_no_card_multiplies_stays_exact() -> None:
-    fast = gguf_ops(precision="int8").Linear(IN, 20)
+    fast = GGUFOps(precision="int8").Linear(IN, 20)
     fast.store_weight(normal(20, IN), "F32")
     x = normal(ROWS, IN).bfloat16()
     expected = functional.linear(x, fast.weight.bfloat16(), torch.zeros(20).bfloat16())
@@ -122,7 +122,7 @@ def test_held_int8_weight_is_taken_only_by_inputs_that_want_it() -> None:
     exact, fast = layers()
     many, few = normal(ROWS, IN).bfloat16(), normal(8, IN).bfloat16()
     expected = fast(many)
-    with hold(fast):
+    with GGUFOps.hold(fast):
         assert torch.equal(fast(many), expected)
         assert torch.equal(fast(few), exact(few))
         assert torch.equal(fast(many), expected)

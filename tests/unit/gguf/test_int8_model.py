@@ -14,7 +14,7 @@ from comfyui_multitalk.multitalk_core.model import dit
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
 from comfyui_multitalk.wan_gguf_loader.int8 import Int8Rows
-from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, Precision, gguf_ops
+from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, GGUFOps, Precision
 
 LATENT = (4, 32, 32)
 """1024 tokens, the fewest that are rounded."""
@@ -34,7 +34,7 @@ def without_gradients() -> Iterator[None]:
 
 def model(precision: Precision, *, norm_visual: bool = True) -> MultiTalkModel:
     config = replace(CONFIG, audio=replace(AUDIO, norm_visual=norm_visual))
-    made = MultiTalkModel(config, ops=gguf_ops(precision=precision)).eval()
+    made = MultiTalkModel(config, ops=GGUFOps(precision=precision)).eval()
     made.load_state_dict(small_model(config).state_dict())
     return made
 

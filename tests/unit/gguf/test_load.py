@@ -21,7 +21,7 @@ from comfyui_multitalk.tools.quantize import quantize
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 from comfyui_multitalk.wan_gguf_loader.load import load_weights
-from comfyui_multitalk.wan_gguf_loader.ops import gguf_ops
+from comfyui_multitalk.wan_gguf_loader.ops import GGUFOps
 
 WIDTH = 256
 
@@ -33,7 +33,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.ffn = gguf_ops().Linear(WIDTH, WIDTH, device="meta")
+        self.ffn = GGUFOps().Linear(WIDTH, WIDTH, device="meta")
         self.norm3 = nn.LayerNorm(WIDTH, device="meta")
         self.modulation = nn.Parameter(torch.empty(1, 6, WIDTH, device="meta"))
 
@@ -42,7 +42,7 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patch_embedding = nn.Conv3d(4, WIDTH, (1, 2, 2), device="meta")
-        self.head = gguf_ops().Linear(WIDTH, 8, device="meta")
+        self.head = GGUFOps().Linear(WIDTH, 8, device="meta")
         self.blocks = nn.ModuleList([Block()])
 
 
@@ -99,7 +99,7 @@ def test_load_blocks_that_run_across_rows_are_decoded(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    layer = gguf_ops().Linear(16, 16, device="meta")
+    layer = GGUFOps().Linear(16, 16, device="meta")
     load_weights(layer, [open_weights(tmp_path / "folded.gguf")])
     expected = dequantize(bytes_of_rows, GGMLQuantizationType.Q8_0)
     assert torch.equal(layer.weight, torch.from_numpy(expected).view(16, 16))
@@ -156,7 +156,7 @@ def test_load_missing_tensors_are_counted_and_named(tmp_path: Path) -> None:
 
 
 def test_load_missing_list_is_cut_after_ten(tmp_path: Path) -> None:
-    model = nn.ModuleList(gguf_ops().Linear(8, 8, device="meta") for _ in range(8))
+    model = nn.ModuleList(GGUFOps().Linear(8, 8, device="meta") for _ in range(8))
     file = open_weights(saved(tmp_path, "other.safetensors", {"0.weight": normal(8, 8)}))
     with pytest.raises(GGUFError, match=r"15 of the 16 .* and 5 more"):
         load_weights(model, [file])

@@ -19,7 +19,7 @@ from comfyui_multitalk.tools.quantize import quantize
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.files import WeightsFile, open_weights
 from comfyui_multitalk.wan_gguf_loader.lora import apply_lora
-from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, gguf_ops
+from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, GGUFOps
 
 WIDTH, RANK = 256, 4
 Q = "blocks.0.self_attn.q"
@@ -32,8 +32,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.q = gguf_ops().Linear(WIDTH, WIDTH)
-        self.k = gguf_ops().Linear(WIDTH, 2 * WIDTH)
+        self.q = GGUFOps().Linear(WIDTH, WIDTH)
+        self.k = GGUFOps().Linear(WIDTH, 2 * WIDTH)
         self.norm_q = nn.LayerNorm(WIDTH)
 
 
@@ -378,7 +378,7 @@ def test_lora_diffusers_layer_names_are_layers_of_the_transformer(
     for part in path:
         owner.add_module(part, nn.Module())
         owner = owner.get_submodule(part)
-    owner.add_module(leaf, gguf_ops().Linear(WIDTH, WIDTH))
+    owner.add_module(leaf, GGUFOps().Linear(WIDTH, WIDTH))
     up, down = factors()
     keys = {f"{theirs}.lora_A.weight": down, f"{theirs}.lora_B.weight": up}
     assert apply_lora(model, saved(tmp_path, keys), 1) == 1

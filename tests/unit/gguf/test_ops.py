@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from comfyui_multitalk.tools.quantize import quantize
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
-from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, gguf_ops, hold
+from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, GGUFOps
 
 IN, OUT = 512, 24
 WRITTEN = ("Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
@@ -42,7 +42,7 @@ def by_gguf(weight: Tensor, type: str) -> Tensor:
 
 
 def layer(type: str, *, bias: bool = True) -> GGUFLinear:
-    made = gguf_ops().Linear(IN, OUT, bias=bias)
+    made = GGUFOps().Linear(IN, OUT, bias=bias)
     if type in PLAIN:
         made.store_weight(normal(OUT, IN).to(PLAIN[type]), type)
     else:
@@ -142,7 +142,7 @@ def test_gguf_linear_state_dict_round_trips_through_safetensors(
     save_file(model.state_dict(), tmp_path / "saved.safetensors")
     saved = load_file(tmp_path / "saved.safetensors")
     device = "meta" if assign else "cpu"
-    fresh = nn.Sequential(gguf_ops().Linear(IN, OUT, device=device), nn.LayerNorm(OUT))
+    fresh = nn.Sequential(GGUFOps().Linear(IN, OUT, device=device), nn.LayerNorm(OUT))
     assert fresh.load_state_dict(saved, assign=assign) == ([], [])
     assert fresh[0].weight_type == type
     assert torch.equal(fresh[0].weight, model[0].weight)
@@ -194,7 +194,7 @@ def test_gguf_linear_weight_misfit_says_what_is_needed(
     weight: Tensor, type: str, message: str
 ) -> None:
     with pytest.raises(GGUFError, match=message):
-        gguf_ops().Linear(IN, OUT).store_weight(weight, type)
+        GGUFOps().Linear(IN, OUT).store_weight(weight, type)
 
 
 def test_gguf_linear_repr_names_the_storage_type() -> None:
@@ -206,7 +206,7 @@ def test_held_layers_decode_once_and_forget_afterwards() -> None:
     x = normal(5, IN, seed=1)
     expected = linear(x)
     stored = linear.weight
-    with hold(nn.Sequential(linear)):
+    with GGUFOps.hold(nn.Sequential(linear)):
         assert torch.equal(linear(x), expected)
         linear.weight = torch.zeros_like(stored)  # what is held no longer looks at the bytes
         assert torch.equal(linear(x), expected)

@@ -38,7 +38,7 @@ from comfyui_multitalk.standalone.memory import (
 from comfyui_multitalk.standalone.request import Lora, ModelFiles
 from comfyui_multitalk.standalone.weights import OpenFiles
 from comfyui_multitalk.tests.support.live_memory import LiveMemory
-from comfyui_multitalk.wan_gguf_loader.ops import Precision, gguf_ops
+from comfyui_multitalk.wan_gguf_loader.ops import GGUFOps, Precision
 
 if TYPE_CHECKING:
     from comfyui_multitalk.dev.make_tiny import TinySet
@@ -72,7 +72,7 @@ def _released(
 ) -> MultiTalkModel:
     """Give a model of the released width."""
     config = ModelConfig(num_layers=num_layers, audio=AudioConfig())
-    ops = gguf_ops(precision=precision)
+    ops = GGUFOps(precision=precision)
     return MultiTalkModel(config, ops=ops, device=device).to(BF16).requires_grad_(False)
 
 

@@ -21,6 +21,7 @@ from comfyui_multitalk.multitalk_core.errors import MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
 from comfyui_multitalk.multitalk_core.inputs.scene import Scene, Text, compose
 from comfyui_multitalk.multitalk_core.inputs.speech import Speech
+from comfyui_multitalk.multitalk_core.model.attention import PLAIN
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.standalone.memory import RESIDENT, STREAMED, TILED, Plan
 from comfyui_multitalk.standalone.placement import PlacedEngine
@@ -55,6 +56,7 @@ def _place(
         dtype=torch.float32,
         plan=plan,
         may_change=may_change,
+        attends=PLAIN,
     )
 
 

@@ -14,6 +14,7 @@ from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.geometry import Size
 from comfyui_multitalk.multitalk_core.model.attention import attend
 from comfyui_multitalk.multitalk_core.model.backends import Backend
+from comfyui_multitalk.standalone import memory
 from comfyui_multitalk.standalone import run as command
 from comfyui_multitalk.standalone.arguments import build_request, parse
 from comfyui_multitalk.standalone.encoders import load_text_encoder
@@ -90,9 +91,9 @@ def test_offload_streams_the_text_encoder_too(
 def test_plan_follows_the_free_memory_of_the_card(
     request_of: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "free_bytes", lambda device: 10**12)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**12)
     assert _plan(request_of(), "cuda") == RESIDENT
-    monkeypatch.setattr(command, "free_bytes", lambda device: 10**6)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
     with pytest.raises(InputError, match="smaller --size"):
         _plan(request_of(), "cuda")
 

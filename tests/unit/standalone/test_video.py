@@ -15,6 +15,7 @@ from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.errors import InputError, MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
+from comfyui_multitalk.multitalk_core.inputs.timeline import Sound
 from comfyui_multitalk.standalone.video import VideoWriter
 
 SIZE = Size(32, 48)
@@ -51,7 +52,7 @@ def _play(path: Path) -> Played:
 
 
 def _write(path: Path, frames: Tensor, waveform: Tensor, sample_rate: int) -> None:
-    with VideoWriter(path, size=SIZE, waveform=waveform, sample_rate=sample_rate) as writer:
+    with VideoWriter(path, size=SIZE, sound=Sound(waveform, sample_rate)) as writer:
         for part in frames.split(9, dim=1):
             writer.write(part)
 
@@ -84,9 +85,9 @@ def test_video_sound_is_as_long_as_the_picture(
 
 def test_video_sound_stays_in_step_with_the_picture(tmp_path: Path) -> None:
     """A click and a flash at 1 s are heard and seen at 1 s."""
-    frames, waveform = _grey(50) - 1, torch.zeros(1, 32_000)
+    frames, waveform = _grey(50) - 1, torch.zeros(1, 1, 32_000)
     frames[:, 25:] = 1
-    waveform[:, 16_000:16_400] = 0.9
+    waveform[..., 16_000:16_400] = 0.9
     _write(tmp_path / "out.mp4", frames, waveform, 16_000)
     played = _play(tmp_path / "out.mp4")
     assert [frame.mean() > 128 for frame in played.frames] == [False] * 25 + [True] * 25
@@ -121,7 +122,7 @@ def test_video_stopped_half_way_leaves_the_older_file(
     path.write_bytes(b"older")
 
     def write_half() -> None:
-        with VideoWriter(path, size=SIZE, waveform=_tone(1, 16_000), sample_rate=16_000) as writer:
+        with VideoWriter(path, size=SIZE, sound=Sound(_tone(1, 16_000), 16_000)) as writer:
             writer.write(_grey(9))
             raise stop
 
@@ -140,13 +141,14 @@ def test_video_without_frames_is_not_written(tmp_path: Path) -> None:
 _FILL_UP = """
 import pathlib, resource, sys
 import torch
+from comfyui_multitalk.multitalk_core.inputs.timeline import Sound
 from comfyui_multitalk.standalone.video import VideoWriter
 folder = pathlib.Path(sys.argv[1])
 noise = torch.rand(3, 50, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
 sound = noise.reshape(1, -1)[:, :32000] / 2
 
 def write(path):
-    with VideoWriter(path, size=(64, 64), waveform=sound, sample_rate=16000) as writer:
+    with VideoWriter(path, size=(64, 64), sound=Sound(sound[None], 16000)) as writer:
         writer.write(noise)
 
 write(folder / "whole.mp4")
@@ -185,7 +187,7 @@ def test_video_on_a_full_disk_says_so_and_leaves_nothing(
 def test_video_impossible_target_is_refused(tmp_path: Path, name: str, says: str) -> None:
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(InputError, match=says):
-        VideoWriter(tmp_path / name, size=SIZE, waveform=_tone(1, 16_000), sample_rate=16_000)
+        VideoWriter(tmp_path / name, size=SIZE, sound=Sound(_tone(1, 16_000), 16_000))
 
 
 @pytest.mark.parametrize("name", ["take:2.mp4", "n" * 251 + ".mp4"], ids=["colon", "255 bytes"])

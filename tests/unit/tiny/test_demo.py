@@ -20,6 +20,7 @@ from comfyui_multitalk.dev.train_tiny.drawing import render
 from comfyui_multitalk.dev.train_tiny.mouth import correlation
 from comfyui_multitalk.multitalk_core.config import FPS
 from comfyui_multitalk.multitalk_core.geometry import Size
+from comfyui_multitalk.multitalk_core.inputs.timeline import Sound
 from comfyui_multitalk.multitalk_core.inputs.voices import Recording, prepare_voice
 from comfyui_multitalk.standalone.arguments import build_request, parse
 from comfyui_multitalk.standalone.media import read_voice
@@ -90,9 +91,8 @@ def test_strip_and_preview_are_written(
     talking: Tensor, voice: Recording, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     video, strip, preview = (tmp_path / name for name in ("a.mp4", "a.png", "a.gif"))
-    with VideoWriter(
-        video, size=Size(128, 128), waveform=voice.waveform, sample_rate=voice.sample_rate
-    ) as writer:
+    sound = Sound(voice.waveform[None], voice.sample_rate)
+    with VideoWriter(video, size=Size(128, 128), sound=sound) as writer:
         writer.write((talking.float() / 127.5 - 1).permute(3, 0, 1, 2))
     assert main([str(video), str(strip), str(preview)]) == 0
     figure = float(capsys.readouterr().out.rpartition("r = ")[2])
