@@ -51,7 +51,8 @@ def _decode(
     g, j = tl.arange(0, G)[None, :, None], tl.arange(0, S)[None, None, :]
     ok = block < num_blocks
     value = VALUES(packed + block * BYTES, g, j, ok)
-    tl.store(out + (block * G + g) * S + j, value.to(out.dtype.element_ty), mask=ok)
+    # `(block * G + g) * S + j` is a tenth slower for Q6_K
+    tl.store(out + block * (G * S) + g * S + j, value.to(out.dtype.element_ty), mask=ok)
 
 
 @triton.jit
