@@ -36,7 +36,7 @@ def fill(
     """
     if has_fp8_scales(file.shapes):
         raise WeightsError(
-            f"{file.path.name} holds scaled fp8 weights, which this place cannot read. "
+            f"{file.path.name} has scaled fp8 weights, which cannot be read for this model. "
             "Get the fp16 or bf16 file of the same model."
         )
     needed = {names[name]: tuple(meta.shape) for name, meta in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""What a run needs on the card, estimated before anything is loaded, and the plans to choose from.
+"""Estimate of the card memory that a run needs, and the plans to choose from.
 
 Three plans, each slower or less exact than the one before it and in need of less memory. Two kinds
 of work take turns on the card beside the transformer's weights: sampling, and the visits of the
@@ -81,7 +81,7 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """All that decides what a run needs.
+    """The quantities that determine how much memory a run needs.
 
     Attributes:
         size: Of the video.
@@ -154,7 +154,12 @@ def choose(work: Workload, *, free: float) -> Plan:
     for plan in PLANS:
         needed = estimate(plan, work)
         if needed <= free:
-            _log.info("about %.1f of %.1f GB needed: %s", needed / 1e9, free / 1e9, plan.words)
+            _log.info(
+                "a segment needs about %.1f GB of %.1f GB free: %s",
+                needed / 1e9,
+                free / 1e9,
+                plan.words,
+            )
             return plan
     raise InputError(
         f"A segment of {work.num_frames} frames at {work.size.width}x{work.size.height} needs "

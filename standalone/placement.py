@@ -105,7 +105,7 @@ class PlacedEngine:
                     raise _too_little(number) from reason
             # Only here are the tensors of the failed work freed; the error referred to them.
             _log.warning(
-                "The card's memory ran out in segment %d; it starts again with %s.",
+                "The card's memory ran out in segment %d; the segment starts again with %s.",
                 number,
                 STREAMED.words,
             )
@@ -122,5 +122,5 @@ class PlacedEngine:
 def _too_little(number: int) -> MultiTalkError:
     return MultiTalkError(
         f"The card's memory ran out in segment {number}, and no plan needs less of it. Give a "
-        "smaller --size or fewer --segment-frames, or end what else uses the card."
+        "smaller --size or fewer --segment-frames, or close other programs that use the card."
     )

@@ -70,7 +70,7 @@ class WanVAE:
 
     def use_tiles(self) -> None:
         """Work in overlapping tiles from now on: less memory, and a slightly different picture."""
-        _log.warning("The VAE works in tiles, which changes the picture a little.")
+        _log.warning("The VAE works in tiles, which changes the picture slightly.")
         self.tiled = True
         self.model.enable_tiling(TILE_PIXELS, TILE_PIXELS, TILE_STRIDE, TILE_STRIDE)
 
