@@ -53,7 +53,7 @@ def test_preprocess_grey_frame_is_said_to_differ_and_the_others_are_held(tmp_pat
     file = GoldenFile(GOLDEN)
     frames = file.get("color.in").clone()
     frames[:, :, 0] = frames[:, :1, 0]
-    recorded = match_color_(frames, file.get("color.ref"), strength=1.0)
+    recorded = match_color_(frames.clone(), file.get("color.ref"), strength=1.0)
     recorded[:, :, 0] += 0.1
     path = tmp_path / "grey.safetensors"
 

@@ -12,6 +12,7 @@ from typing import Any
 import comfy.hooks
 import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
 import comfy.sd
 import comfy.utils
 import folder_paths
@@ -244,7 +245,7 @@ def test_clone_carries_the_lora_and_shares_the_bytes(
     scene: Scene, base: Any, changed: torch.Tensor, kind: str
 ) -> None:
     patched = with_lora(base)
-    known = inspect.signature(type(patched).__mro__[2].clone).parameters
+    known = inspect.signature(comfy.model_patcher.ModelPatcher.clone).parameters
     if kind == "deep" and "force_deepcopy" not in known:
         pytest.skip("This ComfyUI makes no deep copies of a MODEL; get ComfyUI 0.33 or later")
     options = {"plain": {}, "not dynamic": {"disable_dynamic": True}}
