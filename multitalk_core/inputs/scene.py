@@ -9,7 +9,6 @@ Letters: S speakers, H and W pixels, L text tokens, D their width.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,8 +23,6 @@ from .speech import Speech
 
 PhotoAt = Callable[[int], Tensor]
 """From a video frame's number to the picture `(H0, W0, 3)` uint8 that it is conditioned on."""
-
-_log = logging.getLogger(__name__)
 
 
 class Picture(NamedTuple):
@@ -112,11 +109,8 @@ def compose(
             "way. Pass it through `snap_size` first."
         )
     photo_at = photo if not isinstance(photo, Tensor) else lambda _: photo
-    if len(regions) == 1:
-        if regions[0] is not None:
-            _log.warning("The mask or box of a single speaker has no effect.")
-        return Picture(photo_at, None, size)
-    return Picture(photo_at, place_speakers(regions, photo=photo_at(0), size=size), size)
+    token_masks = place_speakers(regions, photo=photo_at(0), size=size)
+    return Picture(photo_at, token_masks if len(regions) > 1 else None, size)
 
 
 def place_speakers(regions: Sequence[Tensor | Box | None], *, photo: Tensor, size: Size) -> Tensor:

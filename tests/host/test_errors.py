@@ -161,7 +161,7 @@ def test_settings_without_effect_are_said(bad: Server) -> None:
     add_mask(graph, 1.0)
     assert bad.run(graph)["status"]["status_str"] == "success"
     assert "the model reads 512" in bad.log
-    assert "mask or box of a single speaker has no effect" in bad.log
+    assert "The only speaker's mask or box is ignored" in bad.log
 
 
 def test_silence_works(bad: Server) -> None:
