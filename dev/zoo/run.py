@@ -1,0 +1,49 @@
+"""Writes variants one after another, and lets a path load each."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .files import Variant, Written
+from .plain import PlainSet, write_plain
+from .result import Result
+from .variants import variants
+
+Check = Callable[[Variant, Written, PlainSet], Result]
+
+
+def check_all(
+    folder: Path, check: Check, *, rows: Sequence[Variant] | None = None, keep: bool = False
+) -> dict[str, Result]:
+    """Check variants by one path.
+
+    Args:
+        folder: Where files are written.
+        check: The path.
+        rows: The variants; all by default.
+        keep: Leave the files there.
+
+    Returns:
+        What came of each, by its title.
+    """
+    plain = write_plain(folder / "plain")
+    return {
+        row.title: check_one(folder, row, check, plain, keep=keep) for row in rows or variants()
+    }
+
+
+def check_one(folder: Path, row: Variant, check: Check, plain: PlainSet, *, keep: bool) -> Result:
+    """Write one variant into a folder of its own and check it."""
+    if keep:
+        place = folder / row.family / "".join(c if c.isalnum() else "_" for c in row.name)
+        place.mkdir(parents=True, exist_ok=True)
+    else:
+        place = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        return check(row, row.write(place), plain)
+    finally:
+        if not keep:
+            shutil.rmtree(place)
