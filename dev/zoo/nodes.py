@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.sd
 import comfy.utils
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ...multitalk_core.errors import InputError, WeightsError
 from ...nodes.host import speech, text, vision
+from ...nodes.host.lora_file import load_lora
 from ...nodes.host.model import load_adapter, load_base
 from ...wan_gguf_loader.errors import GGUFError
 from ...wan_gguf_loader.ops import GGUFLinear
@@ -41,9 +43,11 @@ def _load(family: Family, path: Path, plain: PlainSet) -> Mapping[str, Tensor]:
     if family == "clip_vision":
         return transformers_state(vision.load_clip_vision(path).model)
     if family == "wav2vec2":
-        return transformers_state(speech.VoiceEncoder(path).model)
+        return transformers_state(speech.VoiceEncoder(path)._model)
     if family == "vae":
         return dict(comfy.sd.VAE(comfy.utils.load_torch_file(str(path))).get_sd())
+    if family == "lora":
+        return _computed(load_lora(load_base(plain.base), path, strength=1.0)[0])
     if family == "adapter":
         return _transformer(load_adapter(load_base(plain.base), path))
     return _transformer(load_base(path))
@@ -51,6 +55,19 @@ def _load(family: Family, path: Path, plain: PlainSet) -> Mapping[str, Tensor]:
 
 def _transformer(model: Any) -> Mapping[str, Tensor]:
     return decoded(model.model.diffusion_model)
+
+
+def _computed(patcher: Any) -> dict[str, Tensor]:
+    """Give the tensors of a MODEL with LoRAs, by what its layers compute."""
+    comfy.model_management.load_models_gpu([patcher])
+    model = patcher.model.diffusion_model
+    found = dict(model.named_parameters())
+    for path, layer in model.named_modules():
+        if isinstance(layer, GGUFLinear):
+            nothing = layer(torch.zeros(1, layer.in_features))
+            found[f"{path}.bias"] = nothing[0]
+            found[f"{path}.weight"] = (layer(torch.eye(layer.in_features)) - nothing).T
+    return found
 
 
 def decoded(model: nn.Module) -> dict[str, Tensor]:

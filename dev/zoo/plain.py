@@ -24,11 +24,11 @@ class PlainSet(NamedTuple):
 
 
 def write_plain(folder: Path) -> PlainSet:
-    """Write the set into a folder, in fp16."""
+    """Write the set: the base in fp32, so that a LoRA on it loses nothing, all else in fp16."""
     folder.mkdir(parents=True, exist_ok=True)
     half = plain(torch.float16)
     models = {
-        "base": encode(values.base(), half),
+        "base": encode(values.base(), plain(torch.float32), rest=torch.float32),
         "adapter": encode(values.adapter(), half),
         "wav2vec2": voice_rows.released(half),
         "vae": encode(values.autoencoder(), half),

@@ -42,8 +42,11 @@ def check_one(folder: Path, row: Variant, check: Check, plain: PlainSet, *, keep
         place.mkdir(parents=True, exist_ok=True)
     else:
         place = Path(tempfile.mkdtemp(dir=folder))
+    written = row.write(place)
     try:
-        return check(row, row.write(place), plain)
+        return check(row, written, plain)
+    except Exception as error:  # noqa: BLE001  (a crash is a result, and the others go on)
+        return Result("crash", f"{type(error).__name__}: {error}")
     finally:
         if not keep:
             shutil.rmtree(place)

@@ -215,8 +215,12 @@ def _spellings() -> Iterator[Variant]:
         "diffusers' names, prefix `transformer.`",
         lambda: spelled().prefixed("transformer."),
     )
-    yield sharded("base", "diffusers' names, three shards, folder chosen", spelled,
-                  lambda paths: paths[0].parent)  # fmt: skip
+    yield sharded(
+        "base",
+        "diffusers' names, three shards, folder chosen",
+        spelled,
+        lambda paths: paths[0].parent,
+    )
 
 
 def _unreadable() -> Iterator[Variant]:

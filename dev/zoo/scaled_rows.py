@@ -96,8 +96,9 @@ def _packagings() -> Iterator[Variant]:
     """What Comfy-Org, Kijai and LightX2V publish."""
     old = scaled(E4M3, ".scale_weight", others={".scale_input": _ONE})
     for family in ("base", "merged"):
-        yield _row(family, "Comfy-Org `fp8_scaled` (`scaled_fp8`, `.scale_input`)", old,
-                   **_marker(size=2))  # fmt: skip
+        yield _row(
+            family, "Comfy-Org `fp8_scaled` (`scaled_fp8`, `.scale_input`)", old, **_marker(size=2)
+        )
     for family in _MODELS:
         for name, dtype in {"e4m3fn": E4M3, "e5m2": E5M2}.items():
             codec = scaled(dtype, ".scale_weight", "one")
@@ -109,10 +110,17 @@ def _packagings() -> Iterator[Variant]:
         for name, dtype in {"fp8": E4M3, "int8": torch.int8}.items():
             codec = scaled(dtype, ".weight_scale", "column")
             yield _row(family, f"LightX2V {name} (`.weight_scale` of each row)", codec, rest=BRAIN)
-    yield _row("base", "DeepSeek-style blocks (`.weight_scale_inv`), bf16 rest",
-               scaled(E4M3, ".weight_scale_inv", "block"), rest=BRAIN)  # fmt: skip
-    yield _row("base", "e4m3 with `.input_scale`",
-               scaled(E4M3, ".weight_scale", others={".input_scale": _ONE}))  # fmt: skip
+    yield _row(
+        "base",
+        "DeepSeek-style blocks (`.weight_scale_inv`), bf16 rest",
+        scaled(E4M3, ".weight_scale_inv", "block"),
+        rest=BRAIN,
+    )
+    yield _row(
+        "base",
+        "e4m3 with `.input_scale`",
+        scaled(E4M3, ".weight_scale", others={".input_scale": _ONE}),
+    )
 
 
 def _comfy_quant() -> Iterator[Variant]:
@@ -139,10 +147,16 @@ def _comfy_quant() -> Iterator[Variant]:
     yield _row(
         "base", "`comfy_quant` e4m3 as bytes", with_descriptions(comfy(formats[0], as_bytes=True))
     )
-    yield _row("base", "`comfy_quant` e4m3 with full precision products",
-               comfy(formats[0], full_precision_matrix_mult=True))  # fmt: skip
-    yield _row("base", "`comfy_quant` nvfp4 with `.input_scale`",
-               with_descriptions(_with_input(comfy("nvfp4"))))  # fmt: skip
+    yield _row(
+        "base",
+        "`comfy_quant` e4m3 with full precision products",
+        comfy(formats[0], full_precision_matrix_mult=True),
+    )
+    yield _row(
+        "base",
+        "`comfy_quant` nvfp4 with `.input_scale`",
+        with_descriptions(_with_input(comfy("nvfp4"))),
+    )
 
 
 def _with_input(codec: Codec) -> Codec:
@@ -162,12 +176,23 @@ def _places() -> Iterator[Variant]:
             f"scaled fp8, prefix `{prefix}`, marker too",
             lambda p=prefix: stored("base", codec, **_marker()).prefixed(p),
         )
-    yield sharded("base", "scaled fp8 in three shards, index chosen",
-                  lambda: stored("base", codec, **_marker()), as_index)  # fmt: skip
-    yield sharded("merged", "scaled fp8 in three shards, first chosen",
-                  lambda: stored("merged", codec), lambda paths: paths[0])  # fmt: skip
-    yield one_file("adapter", "scaled fp8, `multitalk_audio_proj.`",
-                   lambda: as_multitalk(stored("adapter", codec)))  # fmt: skip
+    yield sharded(
+        "base",
+        "scaled fp8 in three shards, index chosen",
+        lambda: stored("base", codec, **_marker()),
+        as_index,
+    )
+    yield sharded(
+        "merged",
+        "scaled fp8 in three shards, first chosen",
+        lambda: stored("merged", codec),
+        lambda paths: paths[0],
+    )
+    yield one_file(
+        "adapter",
+        "scaled fp8, `multitalk_audio_proj.`",
+        lambda: as_multitalk(stored("adapter", codec)),
+    )
     yield one_file(
         "base",
         "scaled fp8, diffusers' names",
@@ -179,28 +204,57 @@ def _unknown() -> Iterator[Variant]:
     """Scales of names and forms that nothing here reads."""
     for end in (".scale", ".weight_scaling", ".scales", ".weight_s", ".wscales"):
         for family in ("base", "adapter"):
-            yield _refused(family, f"e4m3 with the unknown scale `{end}`",
-                           "no known use|not read", scaled(E4M3, end))  # fmt: skip
+            yield _refused(
+                family,
+                f"e4m3 with the unknown scale `{end}`",
+                "no known use|not read",
+                scaled(E4M3, end),
+            )
     zero = {".weight_zero_point": torch.zeros((), dtype=torch.int8)}
-    yield _refused("base", "int8 with a zero point", "no known use",
-                   scaled(torch.int8, ".weight_scale", others=zero))  # fmt: skip
+    yield _refused(
+        "base",
+        "int8 with a zero point",
+        "no known use",
+        scaled(torch.int8, ".weight_scale", others=zero),
+    )
     second = {".weight_scale_2": _ONE * 2}
-    yield _refused("base", "e4m3 with a second scale of no format", "no known use",
-                   scaled(E4M3, ".weight_scale", others=second))  # fmt: skip
+    yield _refused(
+        "base",
+        "e4m3 with a second scale of no format",
+        "no known use",
+        scaled(E4M3, ".weight_scale", others=second),
+    )
     shift = {".smooth_factor": torch.ones(4)}
-    yield _refused("base", "e4m3 with SVDQuant's `smooth_factor`", "no known use",
-                   scaled(E4M3, ".weight_scale", others=shift))  # fmt: skip
-    yield _refused("base", "`comfy_quant` int8 with convrot", "convrot",
-                   with_descriptions(comfy("int8_tensorwise", convrot=True)))  # fmt: skip
-    yield _refused("base", "`comfy_quant` int8 with convrot, in the metadata", "convrot",
-                   comfy("int8_tensorwise", params={"convrot": True}))  # fmt: skip
-    yield _refused("base", "`comfy_quant` of an unknown format", "hadamard_int4",
-                   _described(comfy("int8_tensorwise"), "hadamard_int4"))  # fmt: skip
+    yield _refused(
+        "base",
+        "e4m3 with SVDQuant's `smooth_factor`",
+        "no known use",
+        scaled(E4M3, ".weight_scale", others=shift),
+    )
+    yield _refused(
+        "base",
+        "`comfy_quant` int8 with convrot",
+        "convrot",
+        with_descriptions(comfy("int8_tensorwise", convrot=True)),
+    )
+    yield _refused(
+        "base",
+        "`comfy_quant` int8 with convrot, in the metadata",
+        "convrot",
+        comfy("int8_tensorwise", params={"convrot": True}),
+    )
+    yield _refused(
+        "base",
+        "`comfy_quant` of an unknown format",
+        "hadamard_int4",
+        _described(comfy("int8_tensorwise"), "hadamard_int4"),
+    )
     yield _refused("base", "optimum-quanto int8", "quanto", _quanto)
     yield _refused("adapter", "optimum-quanto int8 (Wan2GP)", "quanto", _quanto)
     yield _refused("base", "bitsandbytes nf4", "bitsandbytes|no known use", _bitsandbytes_nf4)
-    yield _refused("base", "bitsandbytes int8", "bitsandbytes|no known use",
-                   scaled(torch.int8, ".SCB", "row"))  # fmt: skip
+    yield _refused(
+        "base", "bitsandbytes int8", "bitsandbytes|no known use", scaled(torch.int8, ".SCB", "row")
+    )
     yield _refused("base", "int8 values without any scale", "I8 numbers", plain(torch.int8))
     yield _refused("base", "GPTQ (`.qweight`, `.qzeros`)", "", _gptq)
     yield _refused("base", "a scale that does not fit", "does not fit", _misfit)

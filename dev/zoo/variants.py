@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from . import (
     gguf_rows,
+    lookalike_rows,
+    lora_rows,
     safetensors_rows,
     scaled_rows,
     text_rows,
@@ -26,7 +28,8 @@ def variants() -> list[Variant]:
         vision_rows,
         voice_rows,
         vae_rows,
-    )
+        lora_rows, lookalike_rows,
+    )  # fmt: skip
     found = [variant for module in modules for variant in module.rows()]
     families = list(dict.fromkeys(variant.family for variant in found))
     return sorted(found, key=lambda variant: families.index(variant.family))
