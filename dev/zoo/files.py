@@ -68,3 +68,8 @@ class Variant:
     def title(self) -> str:
         """Name the variant among all."""
         return f"{self.family}: {self.name}"
+
+    @property
+    def slug(self) -> str:
+        """Name the variant among all, in characters that every file system takes."""
+        return "".join(c if c.isalnum() or c in "._-" else "_" for c in self.title)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from ...tools.quantize import quantize
-from .values import noise
+from .files import Family, Loads, Variant, Written
+from .values import Values, noise
 
 Metadata = Mapping[str, object]
 
@@ -116,6 +117,17 @@ def write(
     header = b"".join(parts)
     path.write_bytes(header + bytes(-len(header) % alignment) + b"".join(data))
     return path
+
+
+def variant(family: Family, name: str, model: Callable[[], Values], type: str) -> Variant:
+    """Describe a model with all its tensors in one plain type, as calcuis' files are."""
+
+    def written(folder: Path) -> Written:
+        tensors = {own: pack(own, value, type) for own, value in model().items()}
+        path = write(folder / f"pig-{type}.gguf", tensors, {"general.architecture": "pig"})
+        return Written(path, Loads({own: tensor.value for own, tensor in tensors.items()}))
+
+    return Variant(family, name, written)
 
 
 def _text(value: str) -> bytes:

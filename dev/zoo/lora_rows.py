@@ -16,6 +16,7 @@ from . import values
 from .codecs import E4M3, E5M2
 from .files import Loads, Refused, Variant, Written
 from .spellings import diffusers_wan
+from .stored import is_matrix
 from .values import noise
 
 Tensors = Mapping[str, Tensor]
@@ -111,6 +112,12 @@ def diffusers(layer: str) -> str:
     return diffusers_wan(f"{layer}.weight").removesuffix(".weight")
 
 
+def every_layer() -> tuple[str, ...]:
+    """List the linear layers of the base."""
+    found = (name for name, value in values.base().items() if is_matrix(name, value))
+    return tuple(name.removesuffix(".weight") for name in found)
+
+
 def rows() -> Iterator[Variant]:
     """Give all variants."""
     yield from _spellings()
@@ -152,6 +159,16 @@ def _spellings() -> Iterator[Variant]:
         lambda layer: "transformer." + diffusers(layer),
     )
     yield variant("diffusers, no prefix", PEFT, diffusers)
+    for name, form, spell in (
+        ("PEFT", PEFT, prefixed("diffusion_model.")),
+        ("Kohya", KOHYA, kohya),
+        ("diffusers", PEFT, lambda layer: "transformer." + diffusers(layer)),
+    ):
+        yield variant(f"{name}, every linear layer", form, spell, layers=every_layer())
+    yield variant("Kohya without alpha", low_rank(".lora_up.weight", ".lora_down.weight"), kohya)
+    yield variant(
+        "Kohya, `lora_unet__`", KOHYA, lambda layer: kohya(layer).replace("_unet_", "_unet__")
+    )
     old = low_rank(".lora.up.weight", ".lora.down.weight")
     yield variant(
         "`.lora.up.weight`, diffusers' layers", old, lambda layer: "transformer." + diffusers(layer)
@@ -215,6 +232,13 @@ def _dtypes() -> Iterator[Variant]:
         yield variant(f"factors in {name}", low_rank(dtypes=dtypes), prefixed("diffusion_model."))
     for end in (".scale_weight", ".weight_scale"):
         yield variant(f"scaled fp8 (`{end}`)", _scaled(end), prefixed("diffusion_model."))
+    marker = {"scaled_fp8": torch.zeros(0, dtype=E4M3)}
+    yield variant(
+        "scaled fp8 with its marker",
+        _scaled(".scale_weight"),
+        prefixed("diffusion_model."),
+        extra=marker,
+    )
 
 
 def _scaled(end: str) -> Form:
@@ -359,7 +383,14 @@ def _other_models() -> Iterator[Variant]:
         "diffusion_model.patch_embedding.diff": torch.ones(256, 16, 1, 2, 2),
         "diffusion_model.patch_embedding.diff_b": torch.zeros(256),
     }
+    low_rank_t2v = {
+        "diffusion_model.patch_embedding.lora_A.weight": torch.ones(4, 16, 1, 2, 2),
+        "diffusion_model.patch_embedding.lora_B.weight": torch.ones(256, 4, 1, 1, 1),
+    }
     dotted = prefixed("diffusion_model.")
+    yield variant(
+        "with a low-rank 16-channel patch embedding (T2V)", PEFT, dotted, extra=low_rank_t2v
+    )
     yield variant("with keys of a text encoder", KOHYA, kohya, extra=text)
     yield variant("with keys of VACE", PEFT, dotted, extra=vace)
     yield variant("with a 16-channel patch embedding (T2V)", PEFT, dotted, extra=t2v)

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import comfy.model_management
-import comfy.sd
-import comfy.utils
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +14,7 @@ from ...multitalk_core.errors import InputError, WeightsError
 from ...nodes.host import speech, text, vision
 from ...nodes.host.lora_file import load_lora
 from ...nodes.host.model import load_adapter, load_base
+from ...nodes.host.vae import load_vae
 from ...wan_gguf_loader.errors import GGUFError
 from ...wan_gguf_loader.ops import GGUFLinear
 from . import values
@@ -45,7 +44,7 @@ def _load(family: Family, path: Path, plain: PlainSet) -> Mapping[str, Tensor]:
     if family == "wav2vec2":
         return transformers_state(speech.VoiceEncoder(path)._model)
     if family == "vae":
-        return dict(comfy.sd.VAE(comfy.utils.load_torch_file(str(path))).get_sd())
+        return dict(load_vae(path).get_sd())
     if family == "lora":
         return _computed(load_lora(load_base(plain.base), path, strength=1.0)[0])
     if family == "adapter":

@@ -38,8 +38,9 @@ def check_all(
 def check_one(folder: Path, row: Variant, check: Check, plain: PlainSet, *, keep: bool) -> Result:
     """Write one variant into a folder of its own and check it."""
     if keep:
-        place = folder / row.family / "".join(c if c.isalnum() else "_" for c in row.name)
-        place.mkdir(parents=True, exist_ok=True)
+        place = folder / row.slug
+        shutil.rmtree(place, ignore_errors=True)  # of an earlier run
+        place.mkdir()
     else:
         place = Path(tempfile.mkdtemp(dir=folder))
     written = row.write(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,7 @@ def rows() -> Iterator[Variant]:
     yield from _dtypes()
     yield from _prefixes()
     yield from _shards()
+    yield from _official()
     yield from _checkpoints()
     yield from _spellings()
     yield from _unreadable()
@@ -177,6 +179,44 @@ def _shards() -> Iterator[Variant]:
     yield sharded("adapter", "three shards, folder chosen", adapter, lambda p: p[0].parent)
     yield sharded("merged", "three shards, index chosen", merged, as_index)
     yield sharded("base", "three shards fp8, first file chosen", lambda: base(E4M3), lambda p: p[0])
+
+
+def _official() -> Iterator[Variant]:
+    """Folders as the models' own READMEs tell to make them."""
+
+    def meigen(folder: Path) -> Written:
+        """Base shards, `multitalk.safetensors` beside them, and one index for both."""
+        stem = "diffusion_pytorch_model"
+        save_shards(base(), folder, stem=stem, count=3, index=True)
+        index = folder / f"{stem}.safetensors.index.json"
+        index.with_name(f"{index.name}_old").write_text(index.read_text())
+        places = json.loads(index.read_text())["weight_map"]
+        own = adapter(FULL)
+        own.save(folder / "multitalk.safetensors")
+        places |= dict.fromkeys(own.tensors, "multitalk.safetensors")
+        index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        return Written(folder, Loads({**base().values, **own.values}))
+
+    yield Variant(
+        "merged", "MeiGen's folder: base shards, multitalk.safetensors, one index", meigen
+    )
+
+    def as_half(paths: list[Path]) -> Path:
+        index = as_index(paths)
+        return index.rename(index.with_name(index.name.replace(".index.", ".index.fp16.")))
+
+    yield sharded("base", "three shards, index named `.index.fp16.json` (diffusers)", base, as_half)
+    for name, file in {
+        "`.sft`": "base.sft",
+        "a name without ending": "base",
+        "`.gguf`": "base.gguf",
+    }.items():
+        yield one_file("base", f"safetensors under {name}", base, file=file)
+    yield one_file(
+        "base",
+        "with the buffer of its rotations (`freqs`)",
+        lambda: base().plus(freqs=torch.ones(1024, 64)),
+    )
 
 
 def _checkpoints() -> Iterator[Variant]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from .safetensors_rows import (
     sharded,
 )
 from .spellings import diffusers_wan
-from .stored import Stored, encode
+from .stored import Stored, encode, is_matrix, is_weight
 
 ENDS = (".scale_weight", ".weight_scale", ".weight_scale_inv", ".weight.scale", ".weight_scales")
 _ONE = torch.ones(())
@@ -67,6 +67,7 @@ def rows() -> Iterator[Variant]:
     """Give all variants."""
     yield from _names()
     yield from _packagings()
+    yield from _everywhere()
     yield from _comfy_quant()
     yield from _places()
     yield from _unknown()
@@ -123,6 +124,30 @@ def _packagings() -> Iterator[Variant]:
     )
 
 
+def _everywhere() -> Iterator[Variant]:
+    """Scales beside every matrix, embeddings and projections too, and beside the convolution."""
+    forms = {
+        "scaled fp8": scaled(E4M3, ".scale_weight"),
+        "int8, a scale for each row": scaled(torch.int8, ".weight_scale", "column"),
+        "`comfy_quant` float8_e4m3fn": comfy("float8_e4m3fn"),
+        "`comfy_quant` mxfp8": with_descriptions(comfy("mxfp8")),
+    }
+    for family, model in _MODELS.items():
+        for name, codec in forms.items():
+            yield one_file(
+                family,
+                f"{name}, of every matrix",
+                lambda m=model, c=codec: encode(m(), c, rest=BRAIN, layers=is_matrix),
+            )
+    for per in ("tensor", "row"):
+        codec = scaled(E4M3, ".scale_weight", per)
+        yield one_file(
+            "base",
+            f"scaled fp8 of the patch embedding too, a scale of a {per}",
+            lambda c=codec: encode(values.base(), c, layers=is_weight),
+        )
+
+
 def _comfy_quant() -> Iterator[Variant]:
     formats = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "mxfp8", "nvfp4")
     for format in formats:
@@ -155,14 +180,16 @@ def _comfy_quant() -> Iterator[Variant]:
     yield _row(
         "base",
         "`comfy_quant` nvfp4 with `.input_scale`",
-        with_descriptions(_with_input(comfy("nvfp4"))),
+        with_descriptions(_with(comfy("nvfp4"), {".input_scale": _ONE}, described=True)),
     )
 
 
-def _with_input(codec: Codec) -> Codec:
+def _with(codec: Codec, others: Mapping[str, Tensor], *, described: bool = False) -> Codec:
+    """Add tensors to each layer, and keep or drop the description of its format."""
+
     def encode_with(value: Tensor) -> Encoded:
         tensors, decoded, format = codec(value)
-        return Encoded({**tensors, ".input_scale": _ONE}, decoded, format)
+        return Encoded({**tensors, **others}, decoded, format if described else None)
 
     return encode_with
 
@@ -224,13 +251,6 @@ def _unknown() -> Iterator[Variant]:
         "no known use",
         scaled(E4M3, ".weight_scale", others=second),
     )
-    shift = {".smooth_factor": torch.ones(4)}
-    yield _refused(
-        "base",
-        "e4m3 with SVDQuant's `smooth_factor`",
-        "no known use",
-        scaled(E4M3, ".weight_scale", others=shift),
-    )
     yield _refused(
         "base",
         "`comfy_quant` int8 with convrot",
@@ -251,12 +271,21 @@ def _unknown() -> Iterator[Variant]:
     )
     yield _refused("base", "optimum-quanto int8", "quanto", _quanto)
     yield _refused("adapter", "optimum-quanto int8 (Wan2GP)", "quanto", _quanto)
-    yield _refused("base", "bitsandbytes nf4", "bitsandbytes|no known use", _bitsandbytes_nf4)
+    yield _refused("base", "bitsandbytes nf4", "bitsandbytes", _bitsandbytes_nf4)
     yield _refused(
         "base", "bitsandbytes int8", "bitsandbytes|no known use", scaled(torch.int8, ".SCB", "row")
     )
     yield _refused("base", "int8 values without any scale", "I8 numbers", plain(torch.int8))
-    yield _refused("base", "GPTQ (`.qweight`, `.qzeros`)", "", _gptq)
+    yield _refused("base", "GPTQ (`.qweight`, `.qzeros`)", "GPTQ", _gptq)
+    yield _refused("base", "SVDQuant (Nunchaku)", "SVDQuant", _svdquant)
+    yield _refused("base", "torchao fp8", "torchao", _torchao)
+    lightx2v = {".weight_global_scale": _ONE, ".input_global_scale": _ONE}
+    yield _refused(
+        "base",
+        "LightX2V nvfp4 (`.weight_global_scale`)",
+        "does not fit|no known use",
+        _with(comfy("nvfp4"), lightx2v),
+    )
     yield _refused("base", "a scale that does not fit", "does not fit", _misfit)
 
 
@@ -292,6 +321,26 @@ def _gptq(value: Tensor) -> Encoded:
         ".qzeros": torch.zeros(columns // 64, rows // 8, dtype=torch.int32),
         ".scales": torch.ones(columns // 64, rows, dtype=torch.float16),
         ".g_idx": torch.zeros(columns, dtype=torch.int32),
+    }
+    return Encoded(tensors, value)
+
+
+def _svdquant(value: Tensor) -> Encoded:
+    rows, columns = value.shape
+    tensors = {
+        ".qweight": torch.zeros(rows, columns // 2, dtype=torch.int8),
+        ".wscales": torch.ones(columns // 64, rows, dtype=torch.bfloat16),
+        ".smooth_factor": torch.ones(columns, dtype=torch.bfloat16),
+        ".proj_down": torch.ones(columns, 16, dtype=torch.bfloat16),
+        ".proj_up": torch.ones(rows, 16, dtype=torch.bfloat16),
+    }
+    return Encoded(tensors, value)
+
+
+def _torchao(value: Tensor) -> Encoded:
+    tensors = {
+        "._weight_qdata": value.to(E4M3),
+        "._weight_scale": torch.ones(len(value), 1),
     }
     return Encoded(tensors, value)
 

@@ -81,6 +81,11 @@ def is_matrix(name: str, value: Tensor) -> bool:
     return value.ndim == 2 and name.endswith(".weight")
 
 
+def is_weight(name: str, value: Tensor) -> bool:
+    """Tell whether a tensor is the weight of a linear layer or a convolution."""
+    return value.ndim > 1 and name.endswith(".weight")
+
+
 def encode(
     values: Values,
     codec: Codec,

@@ -24,9 +24,9 @@ _LATER_BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.wei
 _MARKER = {"scaled_fp8": torch.zeros(0, dtype=E4M3)}
 
 
-def released(codec: Codec, *, rest: torch.dtype = HALF) -> Stored:
+def released(codec: Codec, *, rest: torch.dtype = HALF, every: bool = False) -> Stored:
     """Store UMT5 as ComfyUI's files do: `transformers`' names, the tokenizer as a tensor."""
-    return _without_tokenizer(codec, rest=rest).plus(spiece_model=tokenizer())
+    return _without_tokenizer(codec, rest=rest, every=every).plus(spiece_model=tokenizer())
 
 
 def tokenizer() -> Tensor:
@@ -66,6 +66,7 @@ def _comfyui() -> dict[str, Build]:
         "plain fp8 e4m3": lambda: released(plain(E4M3)),
         "prefix `text_encoder.`": lambda: released(plain(HALF)).prefixed("text_encoder."),
         "embedding stored twice": _tied,
+        "scaled fp8 of every matrix": lambda: released(SCALED, every=True),
     }
     for format in FORMATS:
         codec = comfy(format)
@@ -76,10 +77,10 @@ def _comfyui() -> dict[str, Build]:
     return found
 
 
-def _without_tokenizer(codec: Codec, *, rest: torch.dtype = HALF) -> Stored:
+def _without_tokenizer(codec: Codec, *, rest: torch.dtype = HALF, every: bool = False) -> Stored:
     def is_layer(name: str, value: Tensor) -> bool:
         layer = "SelfAttention." in name or "DenseReluDense." in name
-        return is_matrix(name, value) and layer and "bias" not in name
+        return is_matrix(name, value) and (every or (layer and "bias" not in name))
 
     stored = encode(values.umt5(), codec, layers=is_layer, rest=rest)
     return stored._replace(values={**stored.values, values.TOKENS: values.prompt_tokens()})
@@ -99,12 +100,16 @@ def _t5() -> Stored:
 def _originals() -> Iterator[Variant]:
     """Files without a tokenizer, under Wan's names or `transformers`'."""
     for name, codec in {"bf16": plain(BRAIN), "fp8": plain(E4M3), "scaled fp8": SCALED}.items():
-        for place in ("beside it", "ours"):
-            yield _tokenizerless(
-                f"Wan's original names, {name}, tokenizer {place}",
-                lambda c=codec: _without_tokenizer(c, rest=BRAIN).renamed(wan_umt5),
-                beside=place == "beside it",
-            )
+        yield _tokenizerless(
+            f"Wan's original names, {name}, tokenizer beside it",
+            lambda c=codec: _without_tokenizer(c, rest=BRAIN).renamed(wan_umt5),
+            beside=True,
+        )
+    yield _tokenizerless(
+        "Wan's original names, no tokenizer",
+        lambda: _without_tokenizer(plain(BRAIN)).renamed(wan_umt5),
+        beside=False,
+    )
     yield _tokenizerless(
         "`transformers`' names, tokenizer beside it",
         lambda: _without_tokenizer(plain(HALF)),
@@ -116,7 +121,8 @@ def _tokenizerless(name: str, build: Build, *, beside: bool) -> Variant:
     def written(folder: Path) -> Written:
         if beside:
             (folder / _BESIDE).write_bytes(values.tokenizer())
-        return build().save(folder / "umt5-xxl-enc.safetensors")
+        path, loads = build().save(folder / "umt5-xxl-enc.safetensors")
+        return Written(path, loads if beside else Refused("tokenizer.*spiece.model"))
 
     return Variant(_FAMILY, name, written)
 

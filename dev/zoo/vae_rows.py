@@ -6,14 +6,13 @@ import functools
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
-from . import values
+from . import gguf_file, values
 from .codecs import E4M3, Codec, plain, scaled
 from .files import Refused, Variant
 from .safetensors_rows import DTYPES, HALF, Build, one_file
 from .spellings import diffusers_vae
-from .stored import Stored, encode
+from .stored import Stored, encode, is_weight
 
 _FAMILY = "vae"
 _WAN22 = {
@@ -25,17 +24,15 @@ _IMAGE = {"decoder.conv_in.weight": torch.ones(8, 4, 3, 3)}
 
 def released(codec: Codec, *, rest: torch.dtype = HALF) -> Stored:
     """Store the autoencoder under Wan's names."""
-
-    def is_kernel(name: str, value: Tensor) -> bool:
-        return value.ndim > 3 and name.endswith(".weight")
-
-    return encode(values.autoencoder(), codec, rest=rest, layers=is_kernel)
+    return encode(values.autoencoder(), codec, rest=rest, layers=is_weight)
 
 
 def rows() -> Iterator[Variant]:
     """Give all variants."""
     for name, build in _files().items():
         yield one_file(_FAMILY, name, build)
+    for type in ("F16", "F32"):
+        yield gguf_file.variant(_FAMILY, f"GGUF {type} (calcuis)", values.autoencoder, type)
     refused: dict[str, tuple[str, Build]] = {
         "scale of an unknown name": ("no known use", lambda: released(scaled(E4M3, ".scaling"))),
         "an image VAE": ("image VAE", lambda: Stored(_IMAGE, {})),

@@ -8,14 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import values
+from . import gguf_file, values
 from .codecs import E4M3, Codec, comfy, plain, scaled, with_descriptions
 from .files import Refused, Variant
 from .safetensors_rows import DTYPES, HALF, Build, as_index, one_file, sharded
 from .spellings import open_clip
-from .stored import Stored, encode, is_matrix
+from .stored import Stored, encode, is_matrix, is_weight
 
 _FAMILY = "clip_vision"
+_PROJECTION = "visual_projection.weight"
 _SCALED = scaled(E4M3, ".scale_weight")
 _TEXT_TOWER = {
     "text_model.embeddings.token_embedding.weight": (7, 8),
@@ -54,6 +55,7 @@ def rows() -> Iterator[Variant]:
             _FAMILY, f"open-clip visual tower (Kijai), {name}", lambda c=codec: _open(c, "wan")
         )
         yield one_file(_FAMILY, f"open-clip (LAION), {name}", lambda c=codec: _open(c, "laion"))
+    yield gguf_file.variant(_FAMILY, "GGUF F16, `transformers`' names", _tower, "F16")
     towers: dict[str, Build] = {
         "open-clip with its text tower (Wan's file)": lambda: _with(
             _open(plain(HALF), "wan"), _WAN_TEXT_TOWER
@@ -84,6 +86,7 @@ def _transformers_files() -> dict[str, Build]:
         for name, dtype in DTYPES.items()
     }
     found |= {
+        "scaled fp8 of every weight": lambda: _every(_SCALED),
         "scaled fp8": lambda: released(_SCALED).plus(**marker),
         "plain fp8 e4m3": lambda: released(plain(E4M3)),
         "with the text tower": lambda: _with(released(half), _TEXT_TOWER),
@@ -95,6 +98,11 @@ def _transformers_files() -> dict[str, Build]:
         codec = with_descriptions(comfy(format))
         found[f"`comfy_quant` {format}"] = lambda c=codec: released(c)
     return found
+
+
+def _every(codec: Codec) -> Stored:
+    stored = encode(values.clip_vision(), codec, layers=is_weight)
+    return _unprojected(stored.renamed(_transformers))
 
 
 def _transformers(name: str) -> str:
@@ -109,6 +117,10 @@ def _unprojected(stored: Stored) -> Stored:
     """Expect no projection: nothing of this project reads it."""
     used = {name: v for name, v in stored.values.items() if not name.startswith("visual_proj")}
     return stored._replace(values=used)
+
+
+def _tower() -> values.Values:
+    return {name: v for name, v in values.clip_vision().items() if name != _PROJECTION}
 
 
 def _with(stored: Stored, tower: dict[str, tuple[int, ...]]) -> Stored:

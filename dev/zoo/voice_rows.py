@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
 from . import values
 from .codecs import E4M3, E5M2, Codec, comfy, plain, scaled, with_descriptions
 from .files import Refused, Variant
 from .safetensors_rows import DTYPES, HALF, Build, as_index, one_file, sharded
-from .stored import Stored, encode, is_matrix
+from .stored import Stored, encode, is_matrix, is_weight
 
 _FAMILY = "wav2vec2"
 _POSITION = "encoder.pos_conv_embed.conv"
@@ -29,9 +30,14 @@ _WHISPER = {
 }
 
 
-def released(codec: Codec, *, rest: torch.dtype = HALF) -> Stored:
+def released(
+    codec: Codec,
+    *,
+    rest: torch.dtype = HALF,
+    layers: Callable[[str, Tensor], bool] = is_matrix,
+) -> Stored:
     """Store Wav2Vec2 as chinese-wav2vec2-base has it: a prefix, and `weight_g` and `weight_v`."""
-    stored = encode(values.wav2vec2(), codec, layers=is_matrix, rest=rest)
+    stored = encode(values.wav2vec2(), codec, layers=layers, rest=rest)
     decoded = dict(stored.values)
     decoded.pop("masked_spec_embed")  # only training uses it
     g, v = decoded.pop(f"{_POSITION}.weight_g"), decoded.pop(f"{_POSITION}.weight_v")
@@ -70,6 +76,9 @@ def _files() -> dict[str, Build]:
         "weight norm folded, without prefix": lambda: _bare(_folded(half())),
         "with the heads of its training": lambda: half().plus(**_TRAINING),
         "with a CTC head": lambda: half().plus(**{"lm_head.weight": torch.ones(4, 32)}),
+        "scaled fp8 of every weight": lambda: released(
+            scaled(E4M3, ".scale_weight"), layers=is_weight
+        ),
         "scaled fp8": lambda: released(scaled(E4M3, ".scale_weight")),
         "scaled fp8, a scale for each row": lambda: released(scaled(E4M3, ".weight_scale", "row")),
         "plain fp8 e5m2": lambda: released(plain(E5M2)),

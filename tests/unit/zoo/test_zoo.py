@@ -21,7 +21,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> PlainSet:
     return write_plain(tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize("variant", chosen(), ids=lambda variant: variant.title)
+@pytest.mark.parametrize("variant", chosen(), ids=lambda variant: variant.slug)
 def test_variant_loads_with_its_values_or_is_refused_by_its_name(
     variant: Variant, plain: PlainSet, tmp_path: Path
 ) -> None:
@@ -29,7 +29,7 @@ def test_variant_loads_with_its_values_or_is_refused_by_its_name(
 
 
 def test_zoo_has_at_least_220_variants_of_different_names() -> None:
-    titles = Counter(variant.title for variant in variants())
+    titles = Counter(variant.slug for variant in variants())
     assert len(titles) >= 220
     assert not [title for title, count in titles.items() if count > 1]
     assert {variant.family for variant in chosen()} == {variant.family for variant in variants()}
