@@ -14,6 +14,7 @@ from ..multitalk_core.geometry import Box, Size
 from ..multitalk_core.inputs.timeline import Mode
 from ..multitalk_core.model.backends import AttentionName
 from ..wan_gguf_loader.ops import Precision
+from .manifest import model_sets
 from .request import (
     MOTION_FRAMES,
     NEGATIVE_PROMPT,
@@ -62,7 +63,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; `command` of the result is `generate` or `inspect`.
+    """Parse the command line; `command` of the result names the subcommand.
 
     Raises:
         InputError: If an argument is unknown, missing or malformed.
@@ -73,6 +74,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     inspect = commands.add_parser("inspect", help="say what a weights file is")
     inspect.add_argument("file", type=Path, metavar="FILE", help="GGUF or safetensors file")
     inspect.add_argument("--json", action="store_true", help="write JSON to standard output")
+    _add_download(commands.add_parser("download", help="get a set of model files"))
+    _add_doctor(commands.add_parser("doctor", help="say what is missing, and how to get it"))
     _add_inputs(generate)
     _add_files(generate)
     _add_sampling(generate)
@@ -215,6 +218,21 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "Hopper card if it is installed; sage is SageAttention, less exact", default="auto")
     add("--json", None, "write a summary as JSON to standard output")
     add("--quiet", None, "no progress bar")
+
+
+def _add_download(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("set", nargs="?", choices=tuple(model_sets()), metavar="SET", help="see --list")
+    add("--list", action="store_true", help="list the sets, or the files of SET; get nothing")
+    add("--to", type=Path, metavar="FOLDER", help="put all files into this folder")
+    add("--comfyui", type=Path, metavar="FOLDER", help="put them into this ComfyUI's folders")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("files", nargs="*", type=Path, metavar="FILE", help="weights files to check")
+    add("--models", type=Path, metavar="FOLDER",
+        help="folder to look for weights in (that of ComfyUI, if it is found)")
 # fmt: on
 
 

@@ -23,7 +23,7 @@ from transformers import Wav2Vec2Model
 if sys.platform != "win32":
     import resource
 
-from ..multitalk_core.config import FPS
+from ..multitalk_core.config import FPS, SamplingConfig
 from ..multitalk_core.engine import Step
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size, video_size
@@ -77,6 +77,29 @@ class Summary:
     tiled: bool
     timings: dict[str, float]
     peak_memory_bytes: int | None
+
+
+def workload(
+    files: OpenFiles, sampling: SamplingConfig, *, size: Size, dtype: torch.dtype
+) -> memory.Workload:
+    """Collect from the files' headers what determines the memory of a run."""
+    return memory.Workload(
+        size=size,
+        num_frames=sampling.segment_frames,
+        dim=files.config.dim,
+        ffn_dim=files.config.ffn_dim,
+        num_passes=len(
+            passes_needed(
+                text_guidance=sampling.text_guidance, audio_guidance=sampling.audio_guidance
+            )
+        ),
+        dtype=dtype,
+        transformer=files.transformer_weights(dtype),
+        fused=importlib.util.find_spec("triton") is not None,
+        vae_width=vae_width(files.vae),
+        vae_bytes=held_bytes(files.vae, dtype),
+        image_encoder_bytes=held_bytes(files.clip_vision, dtype),
+    )
 
 
 class _VoiceEncoder:
@@ -245,24 +268,7 @@ def _plan(
         return memory.RESIDENT
     if request.offload == "blocks":
         return memory.STREAMED
-    sampling = request.sampling
-    work = memory.Workload(
-        size=size,
-        num_frames=sampling.segment_frames,
-        dim=files.config.dim,
-        ffn_dim=files.config.ffn_dim,
-        num_passes=len(
-            passes_needed(
-                text_guidance=sampling.text_guidance, audio_guidance=sampling.audio_guidance
-            )
-        ),
-        dtype=dtype,
-        transformer=files.transformer_weights(dtype),
-        fused=importlib.util.find_spec("triton") is not None,
-        vae_width=vae_width(files.vae),
-        vae_bytes=held_bytes(files.vae, dtype),
-        image_encoder_bytes=held_bytes(files.clip_vision, dtype),
-    )
+    work = workload(files, request.sampling, size=size, dtype=dtype)
     return memory.choose(work, free=memory.free_bytes(device))
 
 

@@ -17,8 +17,8 @@ _UNREADABLE = "<computed name>"
 _ROOMS = frozenset({"multitalk_core", "wan_gguf_loader", "nodes", "standalone"})
 _DEVELOPERS = frozenset({"dev", "tools"})  # import any room, but only its public names
 _STANDALONE = frozenset(
-    {"av", "diffusers", "huggingface_hub", "numpy", "PIL", "pillow_heif", "safetensors"}
-    | {"sentencepiece", "tokenizers", "torch", "tqdm", "transformers"}
+    {"av", "diffusers", "filelock", "huggingface_hub", "numpy", "packaging", "PIL", "pillow_heif"}
+    | {"safetensors", "sentencepiece", "tokenizers", "torch", "tqdm", "transformers"}
 )
 _STDLIB_ONLY = frozenset({"errors", "config", "geometry", "method.segments"})
 _CORE_EXTRAS = {
