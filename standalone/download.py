@@ -81,7 +81,7 @@ def download(wanted: list[Target], *, hub: Hub, say: Say) -> None:
     with _alone(root):
         sums = _Record(root)
         missing = [target for target in wanted if not _is_there(target, sums, hub, say)]
-        if missing and constants.is_offline_mode():
+        if missing and constants.HF_HUB_OFFLINE:
             raise InputError(
                 f"HF_HUB_OFFLINE is set, and {_count(missing)} missing in {root}: "
                 f"{', '.join(target.file.name for target in missing)}. Unset it, or copy the "
@@ -159,7 +159,7 @@ def _is_there(target: Target, sums: _Record, hub: Hub, say: Say) -> bool:
     if not path.exists():
         return False
     size, known = file.bytes, sums.known(target)
-    if known is None and not constants.is_offline_mode():
+    if known is None and not constants.HF_HUB_OFFLINE:
         remote = hub.ask(file)
         size, known = remote.size, remote.sha256
     right = path.is_file() and size in (None, size_of(path))
