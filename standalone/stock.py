@@ -50,7 +50,7 @@ def find_models(files: list[Path], *, folder: Path | None) -> tuple[Stock, list[
     """
     named = bool(files)
     if folder is not None and not folder.is_dir():
-        return {}, [bad("models", f"{folder} is no folder", "give another one with --models")]
+        return {}, [bad("models", f"{folder} is no folder", "give another with --models")]
     if folder is not None:
         found = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
         files = [*files, *sorted(found)]
