@@ -5,6 +5,8 @@ Only headers are read.
 
 from __future__ import annotations
 
+import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ Stock = Mapping[FileKind, list[Path]]
 """Files that the command takes, by kind."""
 
 _SUFFIXES = {".gguf", ".safetensors", ".sft"}
+_LATER_SHARD = re.compile(r".+-(?!00001-)\d{5}-of-\d{5}\.\w+", re.DOTALL)
 _NAMES = {
     FileKind.BASE_I2V: "base",
     FileKind.ADAPTER: "adapter",
@@ -52,8 +55,7 @@ def find_models(files: list[Path], *, folder: Path | None) -> tuple[Stock, list[
     if folder is not None and not folder.is_dir():
         return {}, [bad("models", f"{folder} is no folder", "give another with --models")]
     if folder is not None:
-        found = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
-        files = [*files, *sorted(found)]
+        files = [*files, *sorted(_weights_in(folder))]
     stock: dict[FileKind, list[Path]] = {kind: [] for kind in _NAMES}
     findings, others = [], 0
     for path in files:
@@ -75,6 +77,19 @@ def find_models(files: list[Path], *, folder: Path | None) -> tuple[Stock, list[
     if others:
         findings.append(ok("other files", f"{others} for other models, not used"))
     return stock, findings
+
+
+def _weights_in(folder: Path) -> Iterator[Path]:
+    """Give the weights files of a folder and those in it, linked ones too; of shards the first."""
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in seen:
+            folders.clear()  # a link in a circle
+            continue
+        seen.add(os.path.realpath(parent))
+        for name in names:
+            if Path(name).suffix.lower() in _SUFFIXES and not _LATER_SHARD.fullmatch(name):
+                yield Path(parent, name)
 
 
 def missing_roles(stock: Stock, *, folder: Path | None, comfyui: Path | None) -> Iterator[Finding]:

@@ -206,6 +206,22 @@ def test_file_of_another_model_is_counted_in_a_folder_and_bad_if_named(tmp_path:
     assert "no option takes it" in named.text
 
 
+def test_shards_are_one_model(tmp_path: Path) -> None:
+    for number, side in ((1, "A"), (2, "B")):
+        tensors = {f"blocks.0.self_attn.q.lora_{side}.weight": torch.zeros(2, 2)}
+        save_file(tensors, tmp_path / f"fast-0000{number}-of-00002.safetensors")
+    stock, _ = find_models([], folder=tmp_path)
+    assert stock[FileKind.LORA] == [tmp_path / "fast-00001-of-00002.safetensors"]
+
+
+def test_linked_folders_are_searched_once(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "vae").symlink_to(weights / "vae")
+    (tmp_path / "models" / "circle").symlink_to(tmp_path)
+    stock, _ = find_models([], folder=tmp_path / "models")
+    assert [path.name for path in stock[FileKind.VAE]] == ["wan_vae_tiny.safetensors"]
+
+
 def test_folder_that_is_not_there_is_bad(tmp_path: Path) -> None:
     _, (finding,) = find_models([], folder=tmp_path / "none")
     assert finding == bad("models", f"{tmp_path}/none is no folder", "give another with --models")
