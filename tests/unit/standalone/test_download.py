@@ -251,6 +251,19 @@ def test_other_file_of_that_name_is_never_overwritten(
     assert hub.fetched == []
 
 
+def test_size_alone_tells_another_file_where_no_sum_is_stated(
+    get: Get, hub: ModelHub, base: Path
+) -> None:
+    hub.stated_sums[ADAPTER] = "0123"
+    there = base.with_name("adapter.safetensors")
+    there.parent.mkdir()
+    there.write_bytes(OTHER[:-1])
+    with pytest.raises(InputError, match="is there already with other content"):
+        get(UNKNOWN)
+    there.write_bytes(OTHER)
+    assert get(UNKNOWN) == [f"{there}: there already, unverified: no sum is known"]
+
+
 def test_sum_of_the_first_download_is_compared_by_the_next(
     get: Get, hub: ModelHub, base: Path
 ) -> None:
