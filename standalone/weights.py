@@ -6,6 +6,7 @@ Opening reads only headers, so a wrong file is reported within a second, not aft
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -22,10 +23,13 @@ from ..multitalk_core.inputs.features import load_wav2vec2, wav2vec2_config
 from ..multitalk_core.model.dit import MultiTalkModel
 from ..wan_gguf_loader.files import WeightsFile, open_weights
 from ..wan_gguf_loader.load import load_weights
-from ..wan_gguf_loader.lora import apply_lora
+from ..wan_gguf_loader.lora import apply_lora, read_lora
+from ..wan_gguf_loader.lora_layer import kept_bytes
 from ..wan_gguf_loader.ops import GGUFOps, Precision
 from .memory import Weights
 from .request import ModelFiles
+
+_log = logging.getLogger(__name__)
 
 _BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
 """The block number in a tensor's name, in any spelling of LoRA files."""
@@ -70,16 +74,19 @@ class OpenFiles:
         model = MultiTalkModel(self.config, ops=GGUFOps(precision=precision), device="meta")
         load_weights(model, self._transformer, dtype=dtype)
         for file, strength in self._loras:
-            apply_lora(model, file, strength)
+            lora = read_lora(file, model)
+            apply_lora(model, lora, strength)
+            _log.info("%s", lora.report(strength))
         return model.eval()
 
     def transformer_weights(self, dtype: torch.dtype) -> Weights:
         """Count the bytes that `load_transformer` takes in memory, from the headers."""
         outside, blocks = 0, Counter[int]()
         for file in [*self._transformer, *(lora for lora, _ in self._loras)]:
-            widest = dtype.itemsize if file in self._transformer else torch.float32.itemsize
             for name, info in file.tensors.items():
-                taken = min(info.nbytes, info.num_elements * widest)
+                taken = kept_bytes(info)
+                if file in self._transformer:
+                    taken = min(info.nbytes, info.num_elements * dtype.itemsize)
                 if block := _BLOCK.search(name):
                     blocks[int(block[1])] += taken
                 else:
