@@ -63,12 +63,14 @@ def _lokr(out: int, columns: int) -> dict[str, Tensor]:
 
 
 def _lokr_in_factors(out: int, columns: int) -> dict[str, Tensor]:
-    first = {".lokr_w1_a": drawn(8, 2, seed=7), ".lokr_w1_b": drawn(2, 4, seed=8)}
-    second = {
-        ".lokr_w2_a": drawn(out // 8, RANK, seed=9),
-        ".lokr_w2_b": drawn(RANK, columns // 4, seed=10),
+    sides = {
+        "w1_a": (8, 2),
+        "w1_b": (2, 4),
+        "w2_a": (out // 8, RANK),
+        "w2_b": (RANK, columns // 4),
     }
-    return {**first, **second, ".alpha": torch.tensor(3.0)}
+    factors = {f".lokr_{n}": drawn(*sides[n], seed=i, scale=0.4) for i, n in enumerate(sides)}
+    return {**factors, ".alpha": torch.tensor(3.0)}
 
 
 def _with(ending: str, make: Callable[[int, int], dict[str, Tensor]], axis: int) -> Any:
