@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from .namings import DIFFUSERS_LAYERS
+
 _PREFIXES = (
     *("base_model.model.", "model.", "diffusion_model.", "transformer.", "unet.", "net.", "dit."),
     *("pipe.", "module.", "lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_"),
@@ -26,33 +28,11 @@ _ENDING = re.compile(
     r"|(?P<own>hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2)"
     r"|(?P<weight>diff|w_norm)|(?P<bias>diff_b|b_norm)|(?P<modulation>diff_m))$"
 )
-_TO_DIFFUSERS = tuple(
-    (re.compile(ours), theirs)
-    for ours, theirs in (
-        (r"^(blocks\.\d+)\.self_attn\.([qkv])$", r"\1.attn1.to_\2"),
-        (r"^(blocks\.\d+)\.self_attn\.o$", r"\1.attn1.to_out.0"),
-        (r"^(blocks\.\d+)\.self_attn\.(norm_[qk])$", r"\1.attn1.\2"),
-        (r"^(blocks\.\d+)\.cross_attn\.([qkv])$", r"\1.attn2.to_\2"),
-        (r"^(blocks\.\d+)\.cross_attn\.o$", r"\1.attn2.to_out.0"),
-        (r"^(blocks\.\d+)\.cross_attn\.(norm_[qk])$", r"\1.attn2.\2"),
-        (r"^(blocks\.\d+)\.cross_attn\.([kv])_img$", r"\1.attn2.add_\2_proj"),
-        (r"^(blocks\.\d+)\.cross_attn\.norm_k_img$", r"\1.attn2.norm_added_k"),
-        (r"^(blocks\.\d+)\.norm3$", r"\1.norm2"),
-        (r"^(blocks\.\d+)\.ffn\.0$", r"\1.ffn.net.0.proj"),
-        (r"^(blocks\.\d+)\.ffn\.2$", r"\1.ffn.net.2"),
-        (r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table"),
-        (r"^(time|text)_embedding\.0$", r"condition_embedder.\1_embedder.linear_1"),
-        (r"^(time|text)_embedding\.2$", r"condition_embedder.\1_embedder.linear_2"),
-        (r"^time_projection\.1$", "condition_embedder.time_proj"),
-        (r"^img_emb\.proj\.0$", "condition_embedder.image_embedder.norm1"),
-        (r"^img_emb\.proj\.1$", "condition_embedder.image_embedder.ff.net.0.proj"),
-        (r"^img_emb\.proj\.3$", "condition_embedder.image_embedder.ff.net.2"),
-        (r"^img_emb\.proj\.4$", "condition_embedder.image_embedder.norm2"),
-        (r"^head\.head$", "proj_out"),
-        (r"^head\.modulation$", "scale_shift_table"),
-    )
+_RULES = tuple(
+    (re.compile(theirs.pattern.replace(r"\.", "_")), ours.replace(".", "_"))
+    for theirs, ours in DIFFUSERS_LAYERS
 )
-"""Upstream's names to those of diffusers' Wan transformer."""
+_DIFFUSERS_PARTS = ("condition_embedder", "proj_out", "scale_shift_table")
 
 
 class Place(NamedTuple):
@@ -83,15 +63,14 @@ class LayerNames:
             tensors: Names of the model's tensors.
         """
         paths = {name for tensor in tensors for name in (tensor, tensor.rpartition(".")[0])}
-        dotted = {name: path for path in paths for name in (path, _in_diffusers(path))}
-        self._paths = {name.replace(".", "_"): path for name, path in dotted.items()} | dotted
-        self._parts = {name.partition(".")[0] for name in dotted if name}
+        self._paths = {path.replace(".", "_"): path for path in paths}
+        self._parts = {*_DIFFUSERS_PARTS, *(path.partition(".")[0] for path in paths if path)}
 
     def find(self, key: str) -> Place:
         """Find the layer and the role of a key."""
         ending = _ENDING.search(key)
         stem, prefix = (key[: ending.start()] if ending else key), ""
-        while stem not in self._paths:
+        while (path := self._path(stem)) is None:
             found = next((p for p in _PREFIXES if stem.startswith(p)), None)
             if found is None:
                 break
@@ -103,14 +82,13 @@ class LayerNames:
         with_underscores = prefix.endswith("_") and part.startswith(
             tuple(f"{name}_" for name in self._parts)
         )
-        return Place(
-            stem, self._paths.get(stem), role, is_ours=part in self._parts or with_underscores
-        )
+        return Place(stem, path, role, is_ours=part in self._parts or with_underscores)
 
-
-def _in_diffusers(path: str) -> str:
-    for ours, theirs in _TO_DIFFUSERS:
-        path, count = ours.subn(theirs, path)
-        if count:
-            break
-    return path
+    def _path(self, stem: str) -> str | None:
+        """Look a layer up by its name with underscores, ours or diffusers'."""
+        name = stem.replace(".", "_")
+        for theirs, ours in () if name in self._paths else _RULES:
+            name, count = theirs.subn(ours, name)
+            if count:
+                break
+        return self._paths.get(name)
