@@ -6,7 +6,6 @@ Opening reads only headers, so a wrong file is reported within a second, not aft
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -29,8 +28,6 @@ from ..wan_gguf_loader.ops import GGUFOps, Precision
 from .memory import Weights
 from .request import ModelFiles
 
-_log = logging.getLogger(__name__)
-
 _BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
 """The block number in a tensor's name, in any spelling of LoRA files."""
 
@@ -43,6 +40,7 @@ class OpenFiles:
         vae: The VAE's file.
         text_encoder: UMT5's file.
         clip_vision: The CLIP vision tower's file.
+        lora_reports: What each LoRA has changed in the transformer that was loaded, in a line.
     """
 
     def __init__(self, files: ModelFiles) -> None:
@@ -60,6 +58,7 @@ class OpenFiles:
         self._loras = [
             (_open(lora.path, FileKind.LORA, place="--lora"), lora.strength) for lora in files.loras
         ]
+        self.lora_reports: list[str] = []
         self._wav2vec2 = _open(files.wav2vec2, FileKind.WAV2VEC2, place="--wav2vec")
         self.vae = _open(files.vae, FileKind.VAE, place="--vae")
         self.text_encoder = _open(files.text_encoder, FileKind.UMT5, place="--text-encoder")
@@ -73,10 +72,10 @@ class OpenFiles:
         """Load base, adapter and LoRAs; plain weights wider than `dtype` are rounded to it."""
         model = MultiTalkModel(self.config, ops=GGUFOps(precision=precision), device="meta")
         load_weights(model, self._transformer, dtype=dtype)
-        for file, strength in self._loras:
-            lora = read_lora(file, model)
+        loras = [(read_lora(file, model), strength) for file, strength in self._loras]
+        for lora, strength in loras:
             apply_lora(model, lora, strength)
-            _log.info("%s", lora.report(strength))
+        self.lora_reports = [lora.report(strength) for lora, strength in loras]
         return model.eval()
 
     def transformer_weights(self, dtype: torch.dtype) -> Weights:

@@ -144,6 +144,26 @@ def test_changes_of_one_weight_in_one_file_all_arrive(
     assert distance(of_comfyui(changed)[f"{SQUARE}.weight"], wanted[f"{SQUARE}.weight"]) < 1e-6
 
 
+@pytest.mark.parametrize("type", ROUNDING)
+def test_scaled_fp8_equals_the_command_and_its_decoded_values(
+    bases: dict[str, Path], models: dict[str, Any], tmp_path: Path, type: str
+) -> None:
+    scaled, decoded = {}, {}
+    for letter, shape, scale in (("A", (4, 256), 0.25), ("B", (256, 4), 3.0)):
+        key = f"diffusion_model.{SQUARE}.lora_{letter}"
+        scaled[f"{key}.weight"] = drawn(*shape, seed=len(scaled)).to(torch.float8_e4m3fn)
+        scaled[f"{key}.scale_weight"] = torch.tensor(scale)
+        decoded[f"{key}.weight"] = scale * scaled[f"{key}.weight"].float()
+    save_file(scaled, tmp_path / "scaled.safetensors")
+    save_file(decoded, tmp_path / "decoded.safetensors")
+    name = f"{SQUARE}.weight"
+    wanted = of_command(bases[type], (tmp_path / "scaled.safetensors", 1.0))[name]
+    for file in ("scaled", "decoded"):
+        changed, _ = load_lora(models[type], tmp_path / f"{file}.safetensors", strength=1.0)
+        assert distance(of_comfyui(changed)[name], wanted) < ROUNDING[type]
+    assert distance(wanted, of_command(bases[type])[name]) > 0.01
+
+
 @pytest.mark.parametrize("name", [n for n in SAMPLES if n not in MISREAD_BY_COMFYUI])
 def test_node_equals_comfyuis_own_where_that_reads_the_file(
     models: dict[str, Any], files: dict[str, Path], name: str

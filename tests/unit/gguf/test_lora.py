@@ -121,14 +121,6 @@ def test_lora_peft_keys_add_the_product(model: nn.Module, prefix: str, tmp_path:
     assert digest(model) == bytes_before
 
 
-def test_lora_peft_named_adapter_keys_add_the_product(model: nn.Module, tmp_path: Path) -> None:
-    before = weight_of(model)
-    up, down = factors()
-    keys = {f"{Q}.lora_A.default.weight": down, f"{Q}.lora_B.default.weight": up}
-    applied(model, saved(tmp_path, keys), 1)
-    torch.testing.assert_close(weight_of(model), before + up @ down, rtol=0, atol=1e-6)
-
-
 def test_lora_kohya_keys_scale_by_alpha_over_rank(model: nn.Module, tmp_path: Path) -> None:
     before = weight_of(model, "blocks.0.self_attn.k")
     up, down = factors(out=2 * WIDTH)
@@ -309,14 +301,6 @@ def test_lora_diffusers_own_names_are_translated(model: nn.Module, tmp_path: Pat
     torch.testing.assert_close(weight_of(model), before + up @ down, rtol=0, atol=1e-6)
 
 
-def test_lora_dotted_up_and_down_keys_add_the_product(model: nn.Module, tmp_path: Path) -> None:
-    before = weight_of(model)
-    up, down = factors()
-    keys = {f"transformer.{Q}.lora.down.weight": down, f"transformer.{Q}.lora.up.weight": up}
-    assert applied(model, saved(tmp_path, keys), 1) == 1
-    torch.testing.assert_close(weight_of(model), before + up @ down, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     "stem",
     [
@@ -360,33 +344,3 @@ def test_lora_damaged_tensor_is_named(
         applied(model, saved(tmp_path, peft(prefix="") | {key: value}), 1)
     assert key in str(error.value)
     assert str(error.value).startswith("lora.safetensors: ")
-
-
-@pytest.mark.parametrize(
-    ("theirs", "ours"),
-    [
-        ("blocks.3.attn1.to_out.0", "blocks.3.self_attn.o"),
-        ("blocks.3.attn2.to_k", "blocks.3.cross_attn.k"),
-        ("blocks.3.attn2.add_v_proj", "blocks.3.cross_attn.v_img"),
-        ("blocks.3.ffn.net.0.proj", "blocks.3.ffn.0"),
-        ("blocks.3.ffn.net.2", "blocks.3.ffn.2"),
-        ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
-        ("condition_embedder.time_proj", "time_projection.1"),
-        ("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
-        ("proj_out", "head.head"),
-    ],
-)
-def test_lora_diffusers_layer_names_are_layers_of_the_transformer(
-    theirs: str, ours: str, tmp_path: Path
-) -> None:
-    model = nn.Module()
-    *path, leaf = ours.split(".")
-    owner = model
-    for part in path:
-        owner.add_module(part, nn.Module())
-        owner = owner.get_submodule(part)
-    owner.add_module(leaf, GGUFOps().Linear(WIDTH, WIDTH))
-    up, down = factors()
-    keys = {f"{theirs}.lora_A.weight": down, f"{theirs}.lora_B.weight": up}
-    assert applied(model, saved(tmp_path, keys), 1) == 1
-    torch.testing.assert_close(weight_of(model, ours), up @ down, rtol=0, atol=1e-6)

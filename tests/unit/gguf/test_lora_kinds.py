@@ -18,6 +18,7 @@ from comfyui_multitalk.wan_gguf_loader.changes import LowRank
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 from comfyui_multitalk.wan_gguf_loader.lora import Lora, apply_lora, read_lora
+from comfyui_multitalk.wan_gguf_loader.lora_layer import kept_bytes
 from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, GGUFOps
 
 OUT, IN = 512, 256
@@ -79,6 +80,46 @@ def test_loras_of_two_kinds_act_one_after_the_other(pair: tuple[str, str], tmp_p
         tensors = SAMPLES[name].file("blocks.0.k", OUT, IN)
         apply_lora(model, read(model, tmp_path / f"{name}.safetensors", tensors), strength)
     assert distance(model.weight("k"), expected) < 1e-6
+
+
+@pytest.mark.parametrize("scale", ["scale_weight", "weight_scale", None])
+@pytest.mark.parametrize("ending", ["lora_{}.weight", "lora_{}.default.weight"])
+def test_factors_in_fp8_are_decoded_with_their_scales(
+    ending: str, scale: str | None, tmp_path: Path
+) -> None:
+    model, tensors = Model("Q4_K"), {}
+    expected = model.weight("q").double()
+    product = 1.0
+    for letter, shape in (("A", (RANK, IN)), ("B", (IN, RANK))):
+        key = f"diffusion_model.blocks.0.q.{ending.format(letter)}"
+        tensors[key] = drawn(*shape, seed=len(tensors)).to(torch.float8_e4m3fn)
+        if scale is not None:
+            size = torch.tensor(0.25 if letter == "A" else 3.0)
+            tensors[f"{key.removesuffix('weight')}{scale}"] = size
+            product *= float(size)
+    down, up = (t.double() for t in tensors.values() if t.ndim == 2)
+    lora = read(model, tmp_path / "lora.safetensors", tensors)
+    apply_lora(model, lora, 0.7)
+    assert distance(model.weight("q"), expected + 0.7 * product * up @ down) < 1e-6
+    assert lora.left_out == ()
+
+
+def test_bytes_that_factors_take_are_counted_from_the_header(tmp_path: Path) -> None:
+    up, down = PEFT.tensors(IN, IN).values()
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
+        path = tmp_path / f"{dtype}.safetensors"
+        stem = "blocks.0.q"
+        tensors = {f"{stem}.lora_B.weight": up.to(dtype), f"{stem}.lora_A.weight": down.to(dtype)}
+        (change,) = read(Model(), path, tensors).changes
+        counted = sum(kept_bytes(info) for info in open_weights(path).tensors.values())
+        assert counted == sum(factor.nbytes for factor in change.factors)
+
+
+def test_scale_that_no_tensor_has_is_an_error(tmp_path: Path) -> None:
+    tensors = SAMPLES["peft"].file("blocks.0.q", IN, IN)
+    tensors["blocks.0.q.lora_C.scale_weight"] = torch.ones(1)
+    with pytest.raises(GGUFError, match=r"blocks\.0\.q\.lora_C\.scale_weight"):
+        read(Model(), tmp_path / "lora.safetensors", tensors)
 
 
 def test_changes_move_with_their_layer_and_are_no_part_of_the_state_dict(tmp_path: Path) -> None:
