@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from playwright.sync_api import FloatRect
 
 IMAGES = ROOT / "web" / "docs" / "images"
-TEMPLATES = ("two_speakers", "one_segment_custom_sampler", "try_it_now")
+TEMPLATES = (
+    "two_speakers",
+    "one_segment_custom_sampler",
+    "try_it_now",
+    "photo_to_talking_video_quick",
+)
 """Those that hold every node between them."""
 MARGIN = 36  # pixels of the graph around a node
 _CORNER = (460, 190)  # where a node's top left corner comes to lie on the page

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..wan_gguf_loader.ops import Precision
 from .host import folders, speech, text, vision
+from .host.lora_file import load_lora
 from .host.model import load_adapter, load_base
 from .sockets import Wav2Vec2
 
@@ -106,6 +107,58 @@ class LoadAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, model: object, adapter: str) -> io.NodeOutput:
         return io.NodeOutput(load_adapter(model, folders.ADAPTER.path(adapter)))
+
+
+class LoadLora(io.ComfyNode):
+    """Load LoRA (Wan2.1)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MTK_LoadLora",
+            display_name="Load LoRA (Wan2.1)",
+            category=_CATEGORY,
+            description=(
+                "Adds a LoRA of Wan2.1 to the model, as the multitalk command does. Reads every "
+                "key style, DoRA, LoHa and LoKr, and says what was applied. Several of these nodes "
+                "in a row add up."
+            ),
+            search_aliases=["lora loader", "lora model only", "dora", "loha", "lokr", "lightx2v"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model, from Load Wan2.1 (GGUF) or Load MultiTalk Adapter.",
+                ),
+                io.Combo.Input(
+                    "lora",
+                    options=folders.LORA.choices(),
+                    tooltip="A LoRA file of Wan2.1 14B, in models/loras.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="Factor on the whole LoRA: 1 is as it was trained, 0 changes nothing.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with the LoRA."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="The file, its layers by kind, the strength, and what was left out.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora: str | None = None) -> bool | str:
+        return folders.LORA.check(lora)
+
+    @classmethod
+    def execute(cls, model: object, lora: str, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(*load_lora(model, folders.LORA.path(lora), strength=strength))
 
 
 class LoadWav2Vec2(io.ComfyNode):

@@ -76,10 +76,11 @@ def _generate(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps(dataclasses.asdict(summary)) + "\n")
     else:
-        sys.stdout.write(
+        made = (
             f"{summary.output}: {summary.frames} frames, {summary.seconds:.2f} s, "
-            f"{summary.width}x{summary.height}, seed {summary.seed}\n"
+            f"{summary.width}x{summary.height}, seed {summary.seed}"
         )
+        sys.stdout.write("\n".join([made, *summary.loras]) + "\n")
     return 0
 
 

@@ -57,6 +57,7 @@ class Summary:
 
     Attributes:
         attention: Attention backend of the video tokens: `torch`, `flash` or `sage`.
+        loras: What each LoRA changed, in a line.
         streamed: Whether the transformer's blocks came from main memory one by one.
         tiled: Whether the VAE worked in tiles.
         timings: Seconds each stage took.
@@ -73,6 +74,7 @@ class Summary:
     device: str
     dtype: str
     attention: str
+    loras: list[str]
     streamed: bool
     tiled: bool
     timings: dict[str, float]
@@ -189,6 +191,7 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         attention=attention.name,
+        loras=files.lora_reports,
         streamed=engine.streamed,
         tiled=engine.tiled,
         timings=watch.seconds,

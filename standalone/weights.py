@@ -22,7 +22,8 @@ from ..multitalk_core.inputs.features import load_wav2vec2, wav2vec2_config
 from ..multitalk_core.model.dit import MultiTalkModel
 from ..wan_gguf_loader.files import WeightsFile, open_weights
 from ..wan_gguf_loader.load import load_weights
-from ..wan_gguf_loader.lora import apply_lora
+from ..wan_gguf_loader.lora import apply_lora, read_lora
+from ..wan_gguf_loader.lora_layer import kept_bytes
 from ..wan_gguf_loader.ops import GGUFOps, Precision
 from .memory import Weights
 from .request import ModelFiles
@@ -39,6 +40,7 @@ class OpenFiles:
         vae: The VAE's file.
         text_encoder: UMT5's file.
         clip_vision: The CLIP vision tower's file.
+        lora_reports: What each LoRA has changed in the transformer that was loaded, in a line.
     """
 
     def __init__(self, files: ModelFiles) -> None:
@@ -56,6 +58,7 @@ class OpenFiles:
         self._loras = [
             (_open(lora.path, FileKind.LORA, place="--lora"), lora.strength) for lora in files.loras
         ]
+        self.lora_reports: list[str] = []
         self._wav2vec2 = _open(files.wav2vec2, FileKind.WAV2VEC2, place="--wav2vec")
         self.vae = _open(files.vae, FileKind.VAE, place="--vae")
         self.text_encoder = _open(files.text_encoder, FileKind.UMT5, place="--text-encoder")
@@ -69,17 +72,20 @@ class OpenFiles:
         """Load base, adapter and LoRAs; plain weights wider than `dtype` are rounded to it."""
         model = MultiTalkModel(self.config, ops=GGUFOps(precision=precision), device="meta")
         load_weights(model, self._transformer, dtype=dtype)
-        for file, strength in self._loras:
-            apply_lora(model, file, strength)
+        loras = [(read_lora(file, model), strength) for file, strength in self._loras]
+        for lora, strength in loras:
+            apply_lora(model, lora, strength)
+        self.lora_reports = [lora.report(strength) for lora, strength in loras]
         return model.eval()
 
     def transformer_weights(self, dtype: torch.dtype) -> Weights:
         """Count the bytes that `load_transformer` takes in memory, from the headers."""
         outside, blocks = 0, Counter[int]()
         for file in [*self._transformer, *(lora for lora, _ in self._loras)]:
-            widest = dtype.itemsize if file in self._transformer else torch.float32.itemsize
             for name, info in file.tensors.items():
-                taken = min(info.nbytes, info.num_elements * widest)
+                taken = kept_bytes(info)
+                if file in self._transformer:
+                    taken = min(info.nbytes, info.num_elements * dtype.itemsize)
                 if block := _BLOCK.search(name):
                     blocks[int(block[1])] += taken
                 else:

@@ -69,7 +69,8 @@ _WHERE_IT_GOES = {
 
 _LORA_MARKS = (
     *(".lora_A.", ".lora_B.", ".lora_a.", ".lora_b."),
-    *(".lora_down.", ".lora_up.", ".lora.down.", ".lora.up."),
+    *(".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", ".lora_linear_layer."),
+    *(".hada_w", ".lokr_w", ".lora_magnitude_vector"),
 )
 _LORA_ENDS = (".diff", ".diff_b", ".lora_A", ".lora_B", ".dora_scale")
 _SCALE_ENDS = (".scale_weight", ".weight_scale", ".weight_scale_2")
