@@ -74,7 +74,7 @@ DIFFUSERS_LAYERS = _rules(
 )
 """Layer names of diffusers' Wan transformer to upstream's."""
 
-LLAMA_UMT5 = _rules(
+_LLAMA_UMT5 = _rules(
     (r"^token_embd\.", "shared."),
     (r"^enc\.output_norm\.", "encoder.final_layer_norm."),
     (r"^enc\.blk\.(\d+)\.attn_norm\.", r"encoder.block.\1.layer.0.layer_norm."),
@@ -88,7 +88,7 @@ LLAMA_UMT5 = _rules(
     (r"^enc\.blk\.(\d+)\.ffn_up\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
     (r"^enc\.blk\.(\d+)\.ffn_down\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
 )
-WAN_UMT5 = _rules(
+_WAN_UMT5 = _rules(
     (r"^token_embedding\.", "shared."),
     (r"^norm\.", "encoder.final_layer_norm."),
     (r"^blocks\.(\d+)\.norm1\.", r"encoder.block.\1.layer.0.layer_norm."),
@@ -105,7 +105,7 @@ WAN_UMT5 = _rules(
 _UMT5_BESIDE = re.compile(r"(^|\.)(decoder\.|lm_head\.|embed_tokens\.|spiece_model$)")
 """The decoder, the embedding a second time, and what `tokenizer.py` reads."""
 
-OPEN_CLIP = _rules(
+_OPEN_CLIP = _rules(
     (r"^class_embedding$", "vision_model.embeddings.class_embedding"),
     (r"^positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
     (r"^conv1\.", "vision_model.embeddings.patch_embedding."),
@@ -122,7 +122,7 @@ OPEN_CLIP = _rules(
         r"\1.self_attn.q_proj.\2 \1.self_attn.k_proj.\2 \1.self_attn.v_proj.\2",
     ),
 )
-WAN_CLIP = _rules(
+_WAN_CLIP = _rules(
     (r"^cls_embedding$", "vision_model.embeddings.class_embedding"),
     (r"^pos_embedding$", "vision_model.embeddings.position_embedding.weight"),
     (r"^patch_embedding\.", "vision_model.embeddings.patch_embedding."),
@@ -145,7 +145,7 @@ _CLIP_BESIDE = re.compile(
 )
 """The text tower, and the way into the space that both share."""
 
-DIFFUSERS_VAE = _rules(
+_DIFFUSERS_VAE_LAYERS = _rules(
     (r"^quant_conv\.", "conv1."),
     (r"^post_quant_conv\.", "conv2."),
     (r"\.conv_in\.", ".conv1."),
@@ -169,7 +169,10 @@ DIFFUSERS_VAE = _rules(
     (r"\.conv2\.", ".residual.6."),
     (r"\.conv_shortcut\.", ".shortcut."),
 )
-"""Layer names of diffusers' `AutoencoderKLWan` to upstream's."""
+DIFFUSERS_VAE = Naming(
+    "diffusers' names", "vae", ("decoder.conv_in.weight",), _DIFFUSERS_VAE_LAYERS
+)
+"""Also the names of diffusers' class `AutoencoderKLWan`."""
 
 NAMINGS: tuple[Naming, ...] = (
     Naming("Wan's own names", "transformer", ("blocks.0.self_attn.q.weight",)),
@@ -186,13 +189,13 @@ NAMINGS: tuple[Naming, ...] = (
         beside=_UMT5_BESIDE,
     ),
     Naming(
-        "llama.cpp's names", "text_encoder", ("enc.blk.0.attn_q.weight",), LLAMA_UMT5, _UMT5_BESIDE
+        "llama.cpp's names", "text_encoder", ("enc.blk.0.attn_q.weight",), _LLAMA_UMT5, _UMT5_BESIDE
     ),
     Naming(
         "Wan's own names",
         "text_encoder",
         ("blocks.0.pos_embedding.embedding.weight",),
-        WAN_UMT5,
+        _WAN_UMT5,
         _UMT5_BESIDE,
     ),
     Naming(
@@ -208,12 +211,12 @@ NAMINGS: tuple[Naming, ...] = (
         _rules((r"^(?=(embeddings|encoder|pre_layrnorm|post_layernorm)\.)", "vision_model.")),
         _CLIP_BESIDE,
     ),
-    Naming("open_clip's names", "clip_vision", ("ln_pre.weight",), OPEN_CLIP, _CLIP_BESIDE),
+    Naming("open_clip's names", "clip_vision", ("ln_pre.weight",), _OPEN_CLIP, _CLIP_BESIDE),
     Naming(
         "Wan's own names",
         "clip_vision",
         ("transformer.0.attn.to_qkv.weight",),
-        WAN_CLIP,
+        _WAN_CLIP,
         _CLIP_BESIDE,
     ),
     Naming(
@@ -227,7 +230,7 @@ NAMINGS: tuple[Naming, ...] = (
         re.compile(r"(^|\.)(quantizer|project_hid|project_q|lm_head|masked_spec_embed)(\.|$)"),
     ),
     Naming("Wan's own names", "vae", ("decoder.conv1.weight",)),
-    Naming("diffusers' names", "vae", ("decoder.conv_in.weight",), DIFFUSERS_VAE),
+    DIFFUSERS_VAE,
 )
 
 _ALWAYS = _rules((r"^multitalk_audio_proj\.", "audio_proj."))
