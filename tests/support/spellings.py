@@ -46,6 +46,13 @@ _WAN_CLIP = {
     ".mlp.fc1.": ".mlp.0.",
     ".mlp.fc2.": ".mlp.2.",
 }
+_VAE_LEAVES = {
+    "norm1.": "residual.0.",
+    "conv1.": "residual.2.",
+    "norm2.": "residual.3.",
+    "conv2.": "residual.6.",
+    "conv_shortcut.": "shortcut.",
+}
 
 
 def prefixed(prefix: str) -> Spell:
@@ -104,6 +111,11 @@ def bare_clip(tensors: Mapping[str, Tensor]) -> Tensors:
         for name, tensor in tensors.items()
         if name.startswith("vision_model.")
     }
+
+
+def diffusers_vae(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Wan's VAE in the names of diffusers' class."""
+    return {_diffusers_name(name): tensor for name, tensor in tensors.items()}
 
 
 def scaled_fp8(tensors: Mapping[str, Tensor]) -> Tensors:
@@ -170,3 +182,24 @@ def _replaced(name: str, names: Mapping[str, str]) -> str:
     for ours, theirs in names.items():
         name = name.replace(ours, theirs)
     return name
+
+
+def _diffusers_name(name: str) -> str:
+    room, _, rest = name.partition(".")
+    if room in ("conv1", "conv2"):
+        return f"{'quant_conv' if room == 'conv1' else 'post_quant_conv'}.{rest}"
+    kind, _, rest = rest.partition(".")
+    if kind in ("conv1", "head"):
+        return f"{room}." + f"{kind}.{rest}".replace("conv1.", "conv_in.").replace(
+            "head.0.", "norm_out."
+        ).replace("head.2.", "conv_out.")
+    number, _, rest = rest.partition(".")
+    layer = int(number)
+    for theirs, ours in _VAE_LEAVES.items():
+        rest = rest.replace(ours, theirs)
+    if kind == "middle":
+        return f"{room}.mid_block.{('resnets.0', 'attentions.0', 'resnets.1')[layer]}.{rest}"
+    if kind == "downsamples":
+        return f"{room}.down_blocks.{layer}.{rest}"
+    place = "upsamplers.0" if layer % 4 == 3 else f"resnets.{layer % 4}"
+    return f"{room}.up_blocks.{layer // 4}.{place}.{rest}"

@@ -20,7 +20,7 @@ from comfyui_multitalk.standalone.encoders import (
     load_text_encoder,
 )
 from comfyui_multitalk.standalone.request import ModelFiles
-from comfyui_multitalk.standalone.vae import load_vae, original_name
+from comfyui_multitalk.standalone.vae import load_vae
 from comfyui_multitalk.standalone.weights import OpenFiles
 from comfyui_multitalk.tests.support import spellings
 from comfyui_multitalk.tests.support.spellings import Tensors
@@ -198,20 +198,15 @@ def _vae(path: Path) -> dict[str, Tensor]:
         return load_vae(file, device=CPU, dtype=torch.float32).model.state_dict()
 
 
+def test_diffusers_names_of_the_vae_are_those_of_its_class(tiny: TinySet) -> None:
+    with torch.device("meta"):
+        names = AutoencoderKLWan(base_dim=32, z_dim=16).state_dict()
+    assert spellings.diffusers_vae(load_file(tiny.vae)).keys() == names.keys()
+
+
 def _in_a_checkpoint(tensors: Mapping[str, Tensor]) -> Tensors:
     base = {"model.diffusion_model.blocks.0.self_attn.q.weight": torch.ones(2, 2)}
     return base | spellings.prefixed("first_stage_model.")(tensors)
-
-
-def _diffusers_vae(tensors: Mapping[str, Tensor]) -> Tensors:
-    sizes = {
-        "base_dim": len(tensors["encoder.conv1.weight"]),
-        "decoder_base_dim": len(tensors["decoder.head.0.gamma"]),
-        "z_dim": 16,
-    }
-    with torch.device("meta"):
-        names = AutoencoderKLWan(**sizes).state_dict()
-    return {name: tensors[original_name(name)] for name in names}
 
 
 @pytest.mark.parametrize(
@@ -220,8 +215,8 @@ def _diffusers_vae(tensors: Mapping[str, Tensor]) -> Tensors:
         spellings.prefixed("model."),
         spellings.prefixed("vae."),
         _in_a_checkpoint,
-        _diffusers_vae,
-        lambda tensors: spellings.prefixed("vae.")(_diffusers_vae(tensors)),
+        spellings.diffusers_vae,
+        lambda tensors: spellings.prefixed("vae.")(spellings.diffusers_vae(tensors)),
     ],
     ids=["model", "vae", "checkpoint", "diffusers", "diffusers_prefix"],
 )
