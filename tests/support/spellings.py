@@ -131,6 +131,14 @@ def scaled_fp8(tensors: Mapping[str, Tensor]) -> Tensors:
     return scaled
 
 
+def plain_fp8(tensors: Mapping[str, Tensor]) -> Tensors:
+    """As Kijai's fp8 files: matrices in fp8 without scales."""
+    return {
+        name: tensor.to(torch.float8_e4m3fn) if is_matrix(name, tensor) else tensor
+        for name, tensor in tensors.items()
+    }
+
+
 def int8(tensors: Mapping[str, Tensor]) -> Tensors:
     """As ComfyUI's `comfy_quant` files: matrices in int8, each with one scale."""
     quantised: Tensors = {}
@@ -147,7 +155,7 @@ def int8(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def decoded(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Give the values that a file of `scaled_fp8` or `int8` stands for, in float32."""
+    """Give the values that a quantised file stands for, matrices in float32."""
     values: Tensors = {}
     for name, tensor in tensors.items():
         stem = name.removesuffix("weight")
@@ -155,7 +163,7 @@ def decoded(tensors: Mapping[str, Tensor]) -> Tensors:
         if name.endswith("weight") and ends:
             values[name] = tensor.float() * tensors[ends[0]]
         elif not name.endswith(("scale_weight", "weight_scale", "comfy_quant", "scaled_fp8")):
-            values[name] = tensor
+            values[name] = tensor.float() if is_matrix(name, tensor) else tensor
     return values
 
 

@@ -26,6 +26,7 @@ from comfyui_multitalk.multitalk_core.errors import InputError, WeightsError
 from comfyui_multitalk.multitalk_core.files.sizes import umt5_sizes
 from comfyui_multitalk.nodes.host import folders, text, vae, vision
 from comfyui_multitalk.nodes.host.session import Session
+from comfyui_multitalk.nodes.loaders import LoadVAE
 from comfyui_multitalk.standalone import encoders
 from comfyui_multitalk.tests.host.inside.scene import CPU, PROMPT, TINY, Scene, distance
 from comfyui_multitalk.tests.support import spellings
@@ -76,6 +77,17 @@ def test_scaled_text_encoder_stays_packed_and_gives_what_comfyui_gives(
     assert layers[0].SelfAttention.q.weight.dtype is torch.uint8
     assert distance(encode(clip), encode(text.load_text_encoder(plain))) < 1e-6
     assert distance(encode(clip), encode(comfyuis_own(path))) < 1e-5
+
+
+def test_text_encoder_in_plain_float8_gives_its_decoded_values(tmp_path: Path) -> None:
+    weights = spellings.plain_fp8(load_file(TINY.text_encoder))
+    save_file(weights, tmp_path / "eight.safetensors")
+    save_file(spellings.decoded(weights), tmp_path / "plain.safetensors")
+    eight, plain = (
+        encode(text.load_text_encoder(tmp_path / f"{name}.safetensors"))
+        for name in ("eight", "plain")
+    )
+    assert torch.equal(eight, plain)
 
 
 def comfyuis_own(path: Path) -> Any:
@@ -204,6 +216,16 @@ def test_vae_that_comfyui_refuses_is_loaded_by_ours(tmp_path: Path, spell: spell
     latents = theirs.encode(pixels)
     assert torch.equal(ours.encode(pixels), latents)
     assert torch.equal(ours.decode(latents), theirs.decode(latents))
+
+
+def test_tiny_vae_is_listed_once_and_loads() -> None:
+    folders.offer_tiny_vae()
+    assert [name for name in folders.VAE.choices() if "tiny" in name] == [
+        "tiny/vae/wan_vae_tiny.safetensors"
+    ]
+    assert LoadVAE.validate_inputs("tiny/vae/wan_vae_tiny.safetensors") is True
+    loaded = LoadVAE.execute("tiny/vae/wan_vae_tiny.safetensors").args[0]
+    assert (loaded.latent_channels, loaded.latent_dim) == (16, 3)
 
 
 @pytest.mark.parametrize("cut", ["encoder.middle.0.residual.2.bias", "encoder.conv1.weight"])

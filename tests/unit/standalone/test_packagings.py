@@ -166,8 +166,12 @@ def test_image_file_in_every_spelling_gives_the_same_tokens_without_a_warning(
     _accepted(tiny, clip_vision=path)
 
 
-@pytest.mark.parametrize("pack", [spellings.scaled_fp8, spellings.int8], ids=["fp8", "int8"])
-def test_scaled_files_give_what_their_decoded_values_give(
+@pytest.mark.parametrize(
+    "pack",
+    [spellings.plain_fp8, spellings.scaled_fp8, spellings.int8],
+    ids=["plain_fp8", "scaled_fp8", "int8"],
+)
+def test_quantised_files_give_what_their_decoded_values_give(
     tmp_path: Path, tiny: TinySet, caplog: pytest.LogCaptureFixture, pack: spellings.Spell
 ) -> None:
     packed, plain = tmp_path / "packed.safetensors", tmp_path / "plain.safetensors"
@@ -229,3 +233,13 @@ def test_vae_in_every_spelling_has_the_same_weights(
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
     _accepted(tiny, vae=path)
+
+
+def test_vae_in_gguf_has_the_same_weights(tmp_path: Path, tiny: TinySet) -> None:
+    tensors = {name: tensor.half() for name, tensor in load_file(tiny.vae).items()}
+    path, plain = tmp_path / "vae.gguf", tmp_path / "vae.safetensors"
+    save_file(tensors, plain)
+    entries = [Entry(name, tuple(tensor.shape), "F16") for name, tensor in tensors.items()]
+    write_gguf(path, entries, list(tensors.values()), metadata={"general.architecture": "pig"})
+    ours, expected = _vae(path), _vae(plain)
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
