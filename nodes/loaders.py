@@ -1,4 +1,4 @@
-"""Loader nodes: they load a model file as MODEL, CLIP, CLIP_VISION or MTK_WAV2VEC2."""
+"""Loader nodes: they load a model file as MODEL, CLIP, CLIP_VISION, VAE or MTK_WAV2VEC2."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..wan_gguf_loader.ops import Precision
 from .host import folders, speech, text, vision
 from .host.lora_file import load_lora
 from .host.model import load_adapter, load_base
+from .host.vae import load_vae
 from .sockets import Wav2Vec2
 
 _CATEGORY = "MultiTalk/loaders"
@@ -216,8 +217,9 @@ class LoadUMT5(io.ComfyNode):
                     "text_encoder",
                     options=folders.TEXT_ENCODER.choices(),
                     tooltip=(
-                        "umt5_xxl as safetensors (repackaged by Comfy-Org) or GGUF (by city96), "
-                        "in models/text_encoders or models/clip."
+                        "umt5_xxl as safetensors (by Comfy-Org or Kijai) or GGUF (by city96), "
+                        "in models/text_encoders or models/clip. Kijai's files need spiece.model "
+                        "of google/umt5-xxl beside them."
                     ),
                 ),
             ],
@@ -249,7 +251,10 @@ class LoadCLIPVision(io.ComfyNode):
                 io.Combo.Input(
                     "clip_vision",
                     options=folders.CLIP_VISION.choices(),
-                    tooltip="clip_vision_h.safetensors, in models/clip_vision.",
+                    tooltip=(
+                        "clip_vision_h.safetensors or another file of CLIP ViT-H, such as Kijai's "
+                        "open-clip file, in models/clip_vision."
+                    ),
                 ),
             ],
             outputs=[io.ClipVision.Output(tooltip="The image encoder, for MultiTalk Sampler.")],
@@ -262,3 +267,38 @@ class LoadCLIPVision(io.ComfyNode):
     @classmethod
     def execute(cls, clip_vision: str) -> io.NodeOutput:
         return io.NodeOutput(vision.load_clip_vision(folders.CLIP_VISION.path(clip_vision)))
+
+
+class LoadVAE(io.ComfyNode):
+    """Load VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MTK_LoadVAE",
+            display_name="Load VAE (Wan2.1)",
+            category=_CATEGORY,
+            description=(
+                "Loads Wan2.1's video autoencoder from files that ComfyUI's Load VAE refuses: "
+                "diffusers' names, names with a prefix such as model., scaled FP8, GGUF."
+            ),
+            search_aliases=["vae loader", "wan vae"],
+            inputs=[
+                io.Combo.Input(
+                    "vae",
+                    options=folders.VAE.choices(),
+                    tooltip="A Wan2.1 VAE of any packaging, in models/vae.",
+                ),
+            ],
+            outputs=[
+                io.Vae.Output(tooltip="The video autoencoder, for MultiTalk Sampler or VAE Decode.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, vae: str | None = None) -> bool | str:
+        return folders.VAE.check(vae)
+
+    @classmethod
+    def execute(cls, vae: str) -> io.NodeOutput:
+        return io.NodeOutput(load_vae(folders.VAE.path(vae)))

@@ -18,12 +18,13 @@ from ..multitalk_core.config import ModelConfig
 from ..multitalk_core.errors import WeightsError
 from ..multitalk_core.files.identify import FileKind, identify, require
 from ..multitalk_core.files.sizes import audio_config, model_config
-from ..multitalk_core.inputs.features import load_wav2vec2, wav2vec2_config
+from ..multitalk_core.inputs.features import FOLDED_POSITION, load_wav2vec2, wav2vec2_config
 from ..multitalk_core.model.dit import MultiTalkModel
 from ..wan_gguf_loader.files import WeightsFile, open_weights
-from ..wan_gguf_loader.load import load_weights
+from ..wan_gguf_loader.load import account_for, load_weights
 from ..wan_gguf_loader.lora import apply_lora, read_lora
 from ..wan_gguf_loader.lora_layer import kept_bytes
+from ..wan_gguf_loader.namings import Part
 from ..wan_gguf_loader.ops import GGUFOps, Precision
 from .memory import Weights
 from .request import ModelFiles
@@ -59,10 +60,16 @@ class OpenFiles:
             (_open(lora.path, FileKind.LORA, place="--lora"), lora.strength) for lora in files.loras
         ]
         self.lora_reports: list[str] = []
-        self._wav2vec2 = _open(files.wav2vec2, FileKind.WAV2VEC2, place="--wav2vec")
-        self.vae = _open(files.vae, FileKind.VAE, place="--vae")
-        self.text_encoder = _open(files.text_encoder, FileKind.UMT5, place="--text-encoder")
-        self.clip_vision = _open(files.clip_vision, FileKind.CLIP_VISION, place="--clip-vision")
+        self._wav2vec2 = _open(
+            files.wav2vec2, FileKind.WAV2VEC2, place="--wav2vec", part="wav2vec2"
+        )
+        self.vae = _open(files.vae, FileKind.VAE, place="--vae", part="vae")
+        self.text_encoder = _open(
+            files.text_encoder, FileKind.UMT5, place="--text-encoder", part="text_encoder"
+        )
+        self.clip_vision = _open(
+            files.clip_vision, FileKind.CLIP_VISION, place="--clip-vision", part="clip_vision"
+        )
         self.config = self._transformer_config()
         self._check_wav2vec2()
 
@@ -95,7 +102,9 @@ class OpenFiles:
     def load_wav2vec2(self) -> Wav2Vec2Model:
         """Load Wav2Vec2 in float32."""
         file = self._wav2vec2
-        return load_wav2vec2(file.weights(), num_heads=file.num_heads, source=file.path.name)
+        model = load_wav2vec2(file.weights(), num_heads=file.num_heads, source=file.path.name)
+        account_for(file, {*model.state_dict(), FOLDED_POSITION})
+        return model
 
     def _transformer_config(self) -> ModelConfig:
         base, adapter = self._base, self._adapter
@@ -129,7 +138,13 @@ class OpenFiles:
         )
 
 
-def _open(path: Path, wanted: FileKind | Collection[FileKind], *, place: str) -> WeightsFile:
-    file = open_weights(path)
+def _open(
+    path: Path,
+    wanted: FileKind | Collection[FileKind],
+    *,
+    place: str,
+    part: Part | None = None,
+) -> WeightsFile:
+    file = open_weights(path, part=part)
     require(identify(file.shapes), wanted, source=path.name, place=place)
     return file

@@ -15,6 +15,7 @@ from ...multitalk_core.errors import InputError
 
 EXTENSIONS = frozenset({".gguf", ".safetensors", ".sft"})
 _TINY = Path(__file__).resolve().parents[2] / "models" / "tiny"
+_TINY_VAE = _TINY / "vae"
 _TINY_PREFIX = "tiny/"
 """Marks, in a list, the file of the tiny trained set that comes with the pack."""
 
@@ -94,13 +95,17 @@ class ModelFolder:
             known = folder_paths.folder_names_and_paths.get(source, (default,))[0]
             # ComfyUI lists 'unet' before 'diffusion_models'; new files belong in the latter.
             own = [folder for folder in known if Path(folder).name == source]
-            folders += [folder for folder in (*own, *known) if folder not in folders]
+            folders += [
+                folder
+                for folder in (*own, *known)
+                if folder not in folders and Path(folder) != _TINY_VAE
+            ]
         folder_paths.folder_names_and_paths[self.key] = (folders, set(EXTENSIONS))
 
 
 def offer_tiny_vae() -> None:
     """Let ComfyUI's Load VAE list the tiny set's autoencoder."""
-    folder_paths.add_model_folder_path("vae", str(_TINY / "vae"))
+    folder_paths.add_model_folder_path("vae", str(_TINY_VAE))
 
 
 BASE = ModelFolder(
@@ -149,4 +154,12 @@ CLIP_VISION = ModelFolder(
     file="clip_vision_h.safetensors",
     repository="Comfy-Org/Wan_2.1_ComfyUI_repackaged",
     tiny="clip_vision_tiny.safetensors",
+)
+VAE = ModelFolder(
+    key="mtk_vae",
+    sources=("vae",),
+    what="Wan2.1 VAE",
+    file="wan_2.1_vae.safetensors",
+    repository="Comfy-Org/Wan_2.1_ComfyUI_repackaged",
+    tiny="vae/wan_vae_tiny.safetensors",
 )
