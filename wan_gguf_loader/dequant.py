@@ -21,6 +21,7 @@ from torch import Tensor
 from . import dequant_iq
 from .bits import half, planes
 from .errors import GGUFError
+from .rows import ROW_TYPES, TAIL_BYTES, decode_rows
 from .types import PLAIN_DTYPES, TYPES_BY_NAME
 
 _CHUNK_ELEMENTS = {"cpu": 1 << 20}  # stays in cache
@@ -47,6 +48,8 @@ def dequantize(
     num_elements = math.prod(shape)
     if type in PLAIN_DTYPES:
         return _plain(packed, PLAIN_DTYPES[type], type, shape).to(dtype)
+    if type in ROW_TYPES:
+        return _rows(packed, type, shape, dtype)
     if type not in _DECODERS:
         raise GGUFError(
             f"weights of type {type!r} cannot be decoded. Known types: {', '.join(_DECODERS)}."
@@ -75,7 +78,28 @@ def dequantize(
     return out.reshape(shape)
 
 
-def triton_kernels(name: Literal["dequant", "int8", "int8_product"], tensor: Tensor) -> Any | None:
+def _rows(packed: Tensor, type: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Decode rows with a scale each; the first dimension counts the rows."""
+    rows, row_len = shape[0], math.prod(shape[1:])
+    if packed.dtype != torch.uint8 or packed.shape != (rows, row_len + TAIL_BYTES):
+        raise GGUFError(
+            f"{type} weights of shape {shape} need uint8 bytes of shape "
+            f"{(rows, row_len + TAIL_BYTES)}, not {packed.dtype} and {tuple(packed.shape)}."
+        )
+    out = torch.empty(rows, row_len, dtype=dtype, device=packed.device)
+    if (kernels := triton_kernels("rows", packed)) is not None:
+        kernels.decode_into(out, packed.contiguous(), type)
+        return out.reshape(shape)
+    elements = _CHUNK_ELEMENTS.get(packed.device.type, _CHUNK_ELEMENTS_DEVICE)
+    step = max(1, elements // max(1, row_len))
+    for start in range(0, rows, step):
+        out[start : start + step] = decode_rows(packed[start : start + step], type)
+    return out.reshape(shape)
+
+
+def triton_kernels(
+    name: Literal["dequant", "rows", "int8", "int8_product"], tensor: Tensor
+) -> Any | None:
     """Give the Triton kernels of `kernels/<name>.py` if they can run on a tensor, else None.
 
     They need CUDA and Triton. Torch's compiler gets the plain formulas.
@@ -91,6 +115,10 @@ def triton_kernels(name: Literal["dequant", "int8", "int8_product"], tensor: Ten
         from .kernels import int8_product
 
         return int8_product
+    if name == "rows":
+        from .kernels import rows
+
+        return rows
     from .kernels import dequant
 
     return dequant
@@ -224,5 +252,7 @@ _DECODERS: Mapping[str, Callable[[Tensor], Tensor]] = {
     **dequant_iq.DECODERS,
 }
 
-PACKED_TYPES = frozenset(_DECODERS)
-"""Types stored as blocks of bytes; all others are plain torch dtypes."""
+BLOCK_TYPES = frozenset(_DECODERS)
+"""Types of ggml that are stored as blocks of bytes."""
+PACKED_TYPES = BLOCK_TYPES | ROW_TYPES.keys()
+"""Types stored as bytes, in blocks or in rows; all others are plain torch dtypes."""

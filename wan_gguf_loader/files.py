@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,9 +22,13 @@ from torch import Tensor
 from . import reader, safetensors_header
 from .dequant import PACKED_TYPES, dequantize
 from .errors import GGUFError
-from .names import check_complete, logical_shapes, model_names
+from .names import check_complete, logical_shapes
+from .namings import Part
+from .rows import ROW_TYPES
+from .shards import shard_paths
 from .source import Source
-from .types import PLAIN_DTYPES, TYPES_BY_NAME, Header, StoredTensor
+from .types import PLAIN_DTYPES, TYPES_BY_NAME, Header
+from .variant import Format, Place, Variant, describe
 
 _HEAD_COUNT_KEY = "wan.attention.head_count"
 _WEIGHT_TYPES = PACKED_TYPES | {n for n, dtype in PLAIN_DTYPES.items() if dtype.is_floating_point}
@@ -46,10 +50,10 @@ class TensorInfo(NamedTuple):
     """Description of a tensor, from the header.
 
     Attributes:
-        name: The model's name, see `names.py`.
+        name: The model's name, see `namings.py`.
         shape: Logical shape, torch order.
-        type: Storage type: `"Q4_K"`, `"BF16"`, `"F8_E4M3"` ...
-        nbytes: Bytes in the file.
+        type: Storage type of what `WeightsFile.read` gives: `"Q4_K"`, `"BF16"`, `"F8_E4M3_ROWS"`.
+        nbytes: Bytes of what `WeightsFile.read` gives.
     """
 
     name: str
@@ -64,35 +68,36 @@ class TensorInfo(NamedTuple):
 
 
 class WeightsFile:
-    """An opened weights file.
+    """An opened weights file, or the shards of one.
 
     Attributes:
-        path: The file.
-        format: `"gguf"` or `"safetensors"`.
+        path: The file that was opened.
+        variant: How the file stores the model.
         metadata: Values of the header; GGUF arrays are read on access and come as tuples.
-        tensors: Tensors in file order, by the model's names (`names.py`).
+        tensors: Tensors in file order, by the model's names.
     """
 
-    def __init__(
-        self, source: Source, header: Header, *, format: Literal["gguf", "safetensors"]
-    ) -> None:
-        """Translate the names and shapes of a parsed header; use `open_weights`."""
-        self.path = source.path
-        self.format = format
-        self.metadata = header.metadata
-        self._source = source
+    def __init__(self, path: Path, variant: Variant, metadata: Mapping[str, object]) -> None:
+        """Describe the tensors; use `open_weights`."""
+        self.path = path
+        self.variant = variant
+        self.metadata = metadata
         self._closed = False
-        names = model_names((t.name for t in header.tensors), path=source.path)
-        self._stored = {names[t.name]: t for t in header.tensors}
-        if format == "gguf":
-            check_complete(self._stored, path=source.path)
-        shapes = logical_shapes({name: t.shape for name, t in self._stored.items()})
+        places = variant.places
+        if variant.format == "gguf":
+            check_complete(places, path=path)
+        shapes = logical_shapes({name: place.shape for name, place in places.items()})
         self.tensors: Mapping[str, TensorInfo] = MappingProxyType(
             {
-                name: TensorInfo(name, shapes[name], t.type, t.nbytes)
-                for name, t in self._stored.items()
+                name: TensorInfo(name, shapes[name], place.tensor.type, place.nbytes)
+                for name, place in places.items()
             }
         )
+
+    @property
+    def format(self) -> Format:
+        """The file format."""
+        return self.variant.format
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -143,12 +148,14 @@ class WeightsFile:
         Raises:
             GGUFError: If there is no such tensor, or the file has changed since it was opened.
         """
-        stored = self._find(name)
-        data = self._source.read_tensor(stored.offset, stored.nbytes)
-        if stored.type in PLAIN_DTYPES:
-            return data.view(PLAIN_DTYPES[stored.type]).reshape(self.tensors[name].shape)
-        ggml = TYPES_BY_NAME[stored.type]
-        row_len = self.tensors[name].shape[-1]
+        place, info = self._find(name), self.tensors[name]
+        data = place.read()
+        if info.type in PLAIN_DTYPES:
+            return data.reshape(info.shape)
+        if info.type in ROW_TYPES:
+            return data
+        ggml = TYPES_BY_NAME[info.type]
+        row_len = info.shape[-1]
         if row_len % ggml.block:  # a converter folded it into rows that divide
             row_len = ggml.block
         return data.reshape(-1, row_len // ggml.block * ggml.bytes)
@@ -187,9 +194,9 @@ class WeightsFile:
         self._find(name)
         info = self.tensors[name]
         if info.type not in _WEIGHT_TYPES:
-            raise self._source.error(
+            raise self._error(
                 f"tensor {name!r} holds {info.type} numbers; floating-point or quantised weights "
-                "are needed. Get another file of this model.",
+                "are needed. Get another file of this model."
             )
         return info
 
@@ -205,39 +212,54 @@ class WeightsFile:
         """Close the file."""
         self.close()
 
-    def _find(self, name: str) -> StoredTensor:
+    def _find(self, name: str) -> Place:
         if self._closed:
-            raise self._source.error(f"tensor {name!r} was asked for after the file was closed.")
-        if name not in self._stored:
-            raise self._source.error(f"there is no tensor {name!r} in this file.")
-        return self._stored[name]
+            raise self._error(f"tensor {name!r} was asked for after the file was closed.")
+        if name not in self.variant.places:
+            raise self._error(f"there is no tensor {name!r} in this file.")
+        return self.variant.places[name]
+
+    def _error(self, message: str) -> GGUFError:
+        return GGUFError(message, path=self.path)
 
 
-def open_weights(path: str | Path) -> WeightsFile:
+def open_weights(path: str | Path, *, part: Part | None = None) -> WeightsFile:
     """Open a GGUF or safetensors file, whatever its name ends in.
 
     Args:
-        path: The file.
+        path: The file, or a shard, index or folder of a model in several (`shards.py`).
+        part: What is wanted of a file that holds several models, such as a checkpoint with its
+            VAE; by default the transformer comes first.
 
     Returns:
-        The file with its header parsed and checked; no tensor has been read.
+        The file with its header parsed and checked; no weight has been read.
 
     Raises:
         GGUFError: If the file is missing, damaged, cut short or of another kind; the message says
             which, on one line.
     """
-    source = Source(path)
-    kind = _kind(source)
-    if source.size < _LEAST_BYTES[kind]:
+    path = Path(path)
+    shards = shard_paths(path)
+    headers = [_read_header(Source(shard), num_shards=len(shards)) for shard in shards]
+    format, first = headers[0]
+    tensors = [tensor for _, header in headers for tensor in header.tensors]
+    variant = describe(tensors, first.metadata, format=format, part=part, path=path)
+    return WeightsFile(path, variant, first.metadata)
+
+
+def _read_header(source: Source, *, num_shards: int) -> tuple[Format, Header]:
+    format = _kind(source)
+    if source.size < _LEAST_BYTES[format]:
         raise source.error(
-            f"truncated download: the file ends after {source.size} bytes, inside the {kind} "
+            f"truncated download: the file ends after {source.size} bytes, inside the {format} "
             "header. Download the file again."
         )
-    parse = reader.read_header if kind == "gguf" else safetensors_header.read_header
-    return WeightsFile(source, parse(source), format=kind)
+    if format == "gguf":
+        return format, reader.read_header(source, num_shards=num_shards)
+    return format, safetensors_header.read_header(source)
 
 
-def _kind(source: Source) -> Literal["gguf", "safetensors"]:
+def _kind(source: Source) -> Format:
     """Tell the two formats apart, and name other content that is often found in such files."""
     head = source.read(0, min(source.size, 64))
     if not head:

@@ -7,7 +7,7 @@ bytes stay packed in `GGUFLinear` layers; all other tensors are decoded when the
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from .errors import GGUFError
 from .files import WeightsFile
 from .names import first_names, reconcile_shape
 from .ops import GGUFLinear
+from .rows import ROW_TYPES
 from .types import TYPES_BY_NAME
 
 _log = logging.getLogger(__name__)
@@ -31,16 +32,17 @@ def load_weights(
         model: Built on the "meta" device. Its `GGUFLinear` layers keep their weights as stored;
             every other tensor is decoded to the dtype the model declares (float32 for norms,
             modulation and biases).
-        files: Where each tensor is in exactly one; tensors the model has no place for are
-            counted in the log.
+        files: Where each tensor is in exactly one.
         dtype: Plain weights of `GGUFLinear` layers that are wider than this are rounded to it.
 
     Raises:
-        GGUFError: If a tensor is missing, is in two files, or has another shape. The model is
-            then part loaded and of no use.
+        GGUFError: If a tensor is missing, is in two files, has another shape, or belongs to a
+            layer of the model and would not be read. The model is then part loaded and of no use.
     """
     expected = model.state_dict()
     places = _locate(expected, files)
+    for file in files:
+        account_for(file, expected)
     for name in expected:
         file = places[name]
         path, _, leaf = name.rpartition(".")
@@ -49,13 +51,40 @@ def load_weights(
             _load_linear(owner, file, name, dtype=dtype)
         else:
             _load_plain(owner, leaf, file, name)
-    for file in files:
-        unused = [name for name in file.tensors if name not in expected]
-        if unused:
-            _log.info(
-                "%s: %d tensors have no place in this model (%s)",
-                file.path.name, len(unused), first_names(unused),
-            )  # fmt: skip
+
+
+def account_for(file: WeightsFile, read: Collection[str]) -> None:
+    """Make sure that what a file says of the layers that are loaded is read, and name the rest.
+
+    A scale or a shift that nobody applies would make a wrong video without a word.
+
+    Args:
+        file: The file.
+        read: Names of the tensors that are read from it or from a file beside it.
+
+    Raises:
+        GGUFError: If another tensor belongs to a layer with weights among `read`.
+    """
+    layers = {name.removesuffix(".weight") for name in read if name.endswith(".weight")}
+    unread = [name for name in file.tensors if name not in read]
+    needed = [name for name in unread if any(path in layers for path in _ancestors(name))]
+    if needed:
+        raise GGUFError(
+            f"{len(needed)} tensors of layers that are loaded are of no known use: "
+            f"{first_names(needed)}. The weights would be wrong without them. Get another file of "
+            "this model.",
+            path=file.path,
+        )
+    if unread:
+        _log.warning(
+            "%s: %d tensors have no place in this model and are left out (%s)",
+            file.path.name, len(unread), first_names(unread),
+        )  # fmt: skip
+
+
+def _ancestors(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[:count]) for count in range(1, len(parts)))
 
 
 def _locate(expected: Mapping[str, Tensor], files: Sequence[WeightsFile]) -> dict[str, WeightsFile]:
@@ -92,6 +121,8 @@ def _load_linear(
         if dtype is not None and weight.dtype.itemsize > dtype.itemsize:
             weight = weight.to(dtype)
         layer.store_weight(weight, info.type)
+    elif info.type in ROW_TYPES:
+        layer.store_weight(file.read(name), info.type)
     elif layer.in_features % TYPES_BY_NAME[info.type].block:  # its blocks run across rows
         layer.store_weight(file.dequantize(name, dtype=dtype or torch.float32).view(shape), "F32")
     else:

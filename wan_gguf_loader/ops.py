@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .dequant import PACKED_TYPES, dequantize
+from .dequant import BLOCK_TYPES, PACKED_TYPES, dequantize
 from .errors import GGUFError
 from .int8 import Int8Feed, Int8Rows, int8_linear, quantize_rows, takes
-from .types import GGML_TYPES, PLAIN_DTYPES, TYPES_BY_NAME
+from .rows import ROW_TYPES, TAIL_BYTES
+from .types import PLAIN_DTYPES, TYPES_BY_NAME
 
 Precision = Literal["exact", "int8"]
 
@@ -27,6 +28,9 @@ _Ready = tuple[Tensor | Int8Rows, Tensor | None]
 """Weight and bias in the form that the matrix product takes."""
 
 _NAMES = {dtype: name for name, dtype in PLAIN_DTYPES.items()}
+_IDS = {name: TYPES_BY_NAME[name].id for name in BLOCK_TYPES} | {
+    name: row.id for name, row in ROW_TYPES.items()
+}
 
 
 class LowRank(nn.Module):
@@ -246,6 +250,8 @@ class GGUFLinear(nn.Module):
     def _stored_shape(self, packed_type: str | None) -> tuple[int, int]:
         if packed_type is None:
             return self.out_features, self.in_features
+        if packed_type in ROW_TYPES:
+            return self.out_features, self.in_features + TAIL_BYTES
         _, _, block, block_bytes = TYPES_BY_NAME[packed_type]
         return self.out_features, self.in_features // block * block_bytes
 
@@ -254,7 +260,7 @@ class GGUFLinear(nn.Module):
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._packed_type is not None:
-            type_id = TYPES_BY_NAME[self._packed_type].id
+            type_id = _IDS[self._packed_type]
             destination[f"{prefix}weight_type"] = torch.tensor(type_id, dtype=torch.int32)
 
     def _load_from_state_dict(
@@ -269,10 +275,10 @@ class GGUFLinear(nn.Module):
     ) -> None:
         type_key = f"{prefix}weight_type"
         incoming = state_dict.get(f"{prefix}weight")
-        ggml_type = GGML_TYPES.get(int(state_dict[type_key])) if type_key in state_dict else None
-        packed_type = ggml_type.name if ggml_type else None
-        if type_key in state_dict and packed_type not in PACKED_TYPES:
-            error_msgs.append(f"{type_key} is {int(state_dict[type_key])}, no packed GGML type.")
+        type_id = int(state_dict[type_key]) if type_key in state_dict else None
+        packed_type = next((name for name, id in _IDS.items() if id == type_id), None)
+        if type_id is not None and packed_type is None:
+            error_msgs.append(f"{type_key} is {type_id}, no packed type.")
         elif incoming is not None and tuple(incoming.shape) == self._stored_shape(packed_type):
             # Allocate the incoming type; torch reports any other shape as a mismatch.
             self._packed_type = packed_type

@@ -29,15 +29,19 @@ _MAX_ARRAY_STRINGS = 1 << 21  # strings in arrays are the only thing skipped one
 _MAX_GAP = 1 << 20
 
 
-def read_header(source: Source) -> Header:
+def read_header(source: Source, *, num_shards: int = 1) -> Header:
     """Parse and check the header of a file that starts with the GGUF magic.
+
+    Args:
+        source: The file.
+        num_shards: How many files of a split model are opened together.
 
     Returns:
         Metadata, and every tensor with a position that lies inside the file.
 
     Raises:
         GGUFError: If anything in the header is damaged, contradicts the file's size or is not
-            supported (version 1, big endian, split files).
+            supported (version 1, big endian, a part of a split file alone).
     """
     cursor = Cursor(source, offset=4, end=source.size)
     version = cursor.integer("I", "the version")
@@ -55,7 +59,7 @@ def read_header(source: Source) -> Header:
         values[key] = _value(cursor, key)
     metadata = Metadata(source, values)
     alignment = _alignment(cursor, metadata)
-    _check_metadata(cursor, metadata)
+    _check_metadata(cursor, metadata, num_shards=num_shards)
     raw = [_tensor(cursor) for _ in range(num_tensors)]
     data_start = -(-cursor.pos // alignment) * alignment
     stored = tuple(_place(t, source, data_start=data_start, alignment=alignment) for t in raw)
@@ -119,17 +123,17 @@ def _alignment(cursor: Cursor, metadata: Metadata) -> int:
     )
 
 
-def _check_metadata(cursor: Cursor, metadata: Metadata) -> None:
+def _check_metadata(cursor: Cursor, metadata: Metadata, *, num_shards: int) -> None:
     architecture = metadata.get("general.architecture", "")
     if not isinstance(architecture, str):
         raise cursor.error("general.architecture is not a string: the header is damaged.")
     count = metadata.get("split.count", 0)
-    if isinstance(count, int) and count > 1:
+    if isinstance(count, int) and count > 1 and count != num_shards:
         number = metadata.get("split.no")
         place = f"part {number + 1} of {count}" if isinstance(number, int) else f"one of {count}"
         raise cursor.error(
-            f"this is {place} of a split model; split files are not supported. Join the "
-            f"{count} parts with `llama-gguf-split --merge` and load the result."
+            f"this is {place} of a split model. Put all {count} parts into one folder, under the "
+            f"names that they were published with (-00001-of-{count:05}.gguf ...)."
         )
 
 
@@ -177,7 +181,8 @@ def _place(raw: _RawTensor, source: Source, *, data_start: int, alignment: int) 
             "header is damaged.",
         )
     source.require_inside(offset + nbytes, what=f"tensor {raw.name!r} ({ggml.name})")
-    return StoredTensor(raw.name, ggml.name, tuple(reversed(raw.dims)), offset, nbytes)
+    shape = tuple(reversed(raw.dims))
+    return StoredTensor(raw.name, ggml.name, shape, offset, nbytes, source)
 
 
 def _type_problem(raw: _RawTensor) -> str:

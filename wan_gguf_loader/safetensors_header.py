@@ -67,7 +67,7 @@ def _entry(name: str, entry: object, source: Source, data_start: int) -> StoredT
             f"{end - begin}: the header is damaged.",
         )
     source.require_inside(data_start + end, what=f"tensor {name!r} ({kind})")
-    return StoredTensor(name, kind, tuple(shape), data_start + begin, needed)
+    return StoredTensor(name, kind, tuple(shape), data_start + begin, needed, source)
 
 
 def _is_naturals(value: object) -> bool:

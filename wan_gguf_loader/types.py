@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
+
+from .source import Source
 
 
 class GGMLType(NamedTuple):
@@ -72,6 +75,7 @@ PLAIN_DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -94,6 +98,7 @@ class StoredTensor(NamedTuple):
         shape: Shape in torch order (slowest dimension first).
         offset: First byte, counted from the start of the file.
         nbytes: Length in bytes.
+        source: The file; a model in shards has several.
     """
 
     name: str
@@ -101,6 +106,14 @@ class StoredTensor(NamedTuple):
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    source: Source
+
+    def read(self) -> Tensor:
+        """Read the tensor into its own memory on the CPU; packed types give uint8 `(nbytes,)`."""
+        data = self.source.read_tensor(self.offset, self.nbytes)
+        if self.type in PLAIN_DTYPES:
+            return data.view(PLAIN_DTYPES[self.type]).reshape(self.shape)
+        return data
 
 
 class Header(NamedTuple):

@@ -1,4 +1,4 @@
-"""Random packed weights of every GGML type whose decoded values have mean 0 and a given spread.
+"""Random packed weights of every type whose decoded values have mean 0 and a given spread.
 
 The quants are random bytes; only the scales of a block are set (layouts as in `dequant.py`).
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from ....wan_gguf_loader.dequant import dequantize
+from ....wan_gguf_loader.rows import ROW_TYPES, pack_rows
 from ....wan_gguf_loader.types import TYPES_BY_NAME
 
 _SCALE_AT = {
@@ -40,12 +41,17 @@ def random_packed(type: str, shape: tuple[int, int], *, std: float, generator: G
     """Draw packed rows `(rows, row_bytes)` on the generator's device.
 
     Args:
-        type: A packed GGML type.
+        type: A packed type.
         shape: Rows and columns of the decoded weight.
         std: Standard deviation of the decoded values; the types with four-bit floats come near it.
         generator: Source of the bytes.
     """
     rows, columns = shape
+    if type in ROW_TYPES:
+        values = torch.empty(shape, device=generator.device).normal_(generator=generator)
+        dtype, unit = ROW_TYPES[type].dtype, 25.0  # far from overflow, with all bits in use
+        values = (values * unit).round() if dtype == torch.int8 else values * unit
+        return pack_rows(values.to(dtype), values.new_full((rows,), std / unit))
     _, _, block, size = TYPES_BY_NAME[type]
     packed = random_bytes((rows, columns // block * size), generator=generator)
     _set_std(packed.view(-1, size), type, std)

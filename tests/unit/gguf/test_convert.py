@@ -197,7 +197,13 @@ def test_convert_writes_head_count_unless_it_is_width_over_128(
 BAD: dict[str, tuple[dict[str, Tensor], str]] = {
     "heads": ({f"{B}self_attn.q.weight": normal(96, 96)}, "--num-heads"),
     "not_wan": ({"encoder.weight": normal(4, 4)}, r"blocks\.0"),
-    "scaled": ({**wan(), "scaled_fp8": torch.zeros(2)}, "quantised already"),
+    "scaled": (
+        {
+            f"{B}q.weight": torch.zeros(4, 4, dtype=torch.float8_e4m3fn),
+            f"{B}q.scale_weight": torch.ones(()),
+        },
+        "quantised already",
+    ),
     "int8": ({f"{B}q.weight": torch.zeros(4, 4, dtype=torch.int8)}, "quantised already"),
     "nan": ({f"{B}q.weight": torch.full((64, 256), torch.nan)}, f"{B}q.weight.*NaN"),
     "too_large": ({**wan(), "text_embedding.0.weight": normal(64, 64) + 1e5}, "finite as F16"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from comfyui_multitalk.wan_gguf_loader import dequant
-from comfyui_multitalk.wan_gguf_loader.dequant import PACKED_TYPES, dequantize
+from comfyui_multitalk.wan_gguf_loader.dequant import BLOCK_TYPES, dequantize
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.types import GGML_TYPES, TYPES_BY_NAME
 
@@ -79,7 +79,7 @@ def assert_same_bits(ours: torch.Tensor, theirs: np.ndarray) -> None:
 
 def test_types_decoded_are_all_that_gguf_decodes() -> None:
     theirs = {t.name for t in gguf.quants._type_traits} - {"BF16"}
-    assert theirs == PACKED_TYPES == SCALES.keys()
+    assert theirs == BLOCK_TYPES == SCALES.keys()
 
 
 def test_types_table_equals_gguf() -> None:
@@ -93,7 +93,7 @@ def test_types_table_equals_gguf() -> None:
 
 @pytest.mark.parametrize("scale", HALVES)
 @pytest.mark.parametrize("payload", PAYLOADS)
-@pytest.mark.parametrize("type_name", sorted(PACKED_TYPES))
+@pytest.mark.parametrize("type_name", sorted(BLOCK_TYPES))
 def test_dequantize_equals_gguf(type_name: str, payload: str, scale: str) -> None:
     blocks = make_blocks(type_name, payload, scale, 21)
     shape = (7, 3 * TYPES_BY_NAME[type_name].block)
@@ -113,7 +113,7 @@ def test_dequantize_every_scale_byte_equals_gguf(type_name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("type_name", sorted(PACKED_TYPES))
+@pytest.mark.parametrize("type_name", sorted(BLOCK_TYPES))
 def test_dequantize_rounds_once_to_dtype(type_name: str, dtype: torch.dtype) -> None:
     packed = torch.from_numpy(make_blocks(type_name, "random", "random", 8))
     shape = (8, TYPES_BY_NAME[type_name].block)
@@ -131,7 +131,7 @@ def test_dequantize_more_than_one_chunk_equals_gguf() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("type_name", sorted(PACKED_TYPES))
+@pytest.mark.parametrize("type_name", sorted(BLOCK_TYPES))
 def test_dequantize_on_the_gpu_equals_gguf(type_name: str) -> None:
     blocks = make_blocks(type_name, "random", "random", 21)
     shape = (21, TYPES_BY_NAME[type_name].block)
@@ -183,7 +183,7 @@ def test_dequantize_what_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize("num_blocks", [1, 2, 3])
-@pytest.mark.parametrize("type_name", sorted(PACKED_TYPES))
+@pytest.mark.parametrize("type_name", sorted(BLOCK_TYPES))
 def test_dequantize_few_blocks_equals_gguf(type_name: str, num_blocks: int) -> None:
     """The fields of a single block are contiguous as they lie, at any offset."""
     blocks = make_blocks(type_name, "random", "random", num_blocks)
@@ -192,7 +192,7 @@ def test_dequantize_few_blocks_equals_gguf(type_name: str, num_blocks: int) -> N
     assert_same_bits(ours, reference(blocks, type_name))
 
 
-@pytest.mark.parametrize("type_name", sorted(PACKED_TYPES))
+@pytest.mark.parametrize("type_name", sorted(BLOCK_TYPES))
 def test_dequantize_last_chunk_of_one_block_equals_gguf(
     type_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,7 +202,7 @@ def test_num_heads_that_is_no_number_is_refused(value: str, tmp_path: Path) -> N
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(GGUFError, match=r"gone\.gguf: the file cannot be opened \(no such file\)"):
         open_weights(tmp_path / "gone.gguf")
-    with pytest.raises(GGUFError, match="this is a folder"):
+    with pytest.raises(GGUFError, match="this folder holds no model"):
         open_weights(tmp_path)
     with pytest.raises(GGUFError, match="cannot be opened"):
         open_weights("nul\0name.gguf")

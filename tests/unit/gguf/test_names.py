@@ -1,4 +1,4 @@
-"""Names and shapes as converters leave them."""
+"""Shapes as converters leave them."""
 
 from __future__ import annotations
 
@@ -10,43 +10,8 @@ from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.names import (
     check_complete,
     logical_shapes,
-    model_names,
     reconcile_shape,
 )
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["model.diffusion_model.a", "model.diffusion_model.b"], ["a", "b"]),
-        (["diffusion_model.a", "diffusion_model.b"], ["a", "b"]),
-        (["model.a", "model.b"], ["a", "b"]),
-        (["net.a", "net.b"], ["a", "b"]),
-        (["model.diffusion_model.a", "vae.b"], ["a", "vae.b"]),
-        (["model.a", "b"], ["model.a", "b"]),
-        (["net.a", "b"], ["net.a", "b"]),
-        (["a.model.b", "c"], ["a.model.b", "c"]),
-        (["blocks.0.weight"], ["blocks.0.weight"]),
-        (["model."], ["model."]),
-        (
-            ["token_embd.weight", "enc.blk.3.attn_q.weight", "enc.blk.0.ffn_gate.weight"],
-            [
-                "shared.weight",
-                "encoder.block.3.layer.0.SelfAttention.q.weight",
-                "encoder.block.0.layer.1.DenseReluDense.wi_0.weight",
-            ],
-        ),
-        ([], []),
-    ],
-    ids=lambda value: "+".join(value) or "none",
-)
-def test_model_names(names: list[str], expected: list[str]) -> None:
-    assert model_names(names) == dict(zip(names, expected, strict=True))
-
-
-def test_model_names_that_meet_are_refused() -> None:
-    with pytest.raises(GGUFError, match=r"'a' and 'diffusion_model\.a' are the same tensor 'a'"):
-        model_names(["a", "diffusion_model.a"])
 
 
 @pytest.mark.parametrize(

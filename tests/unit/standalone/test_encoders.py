@@ -183,10 +183,6 @@ def _narrow_a_layer(tensors: dict[str, Tensor]) -> None:
     tensors[name] = tensors[name][:, :-1].clone()
 
 
-def _scale(tensors: dict[str, Tensor]) -> None:
-    tensors["encoder.block.0.layer.0.SelfAttention.q.scale_weight"] = torch.ones(1)
-
-
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -196,7 +192,6 @@ def _scale(tensors: dict[str, Tensor]) -> None:
         (_break_tokenizer, "tokenizer inside .* cannot be read"),
         (_shrink_vocabulary, "belong together"),
         (_narrow_a_layer, r"wo.weight' has the shape \[64, 127\]"),
-        (_scale, "scaled fp8"),
     ],
 )
 def test_text_file_that_does_not_fit_is_refused(
