@@ -69,7 +69,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="multitalk", description="A photo and a voice to a talking video.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     generate = commands.add_parser("generate", help="make a video", formatter_class=_Help)
-    inspect = commands.add_parser("inspect", help="say what a weights file is")
+    inspect = commands.add_parser("inspect", help="say what generate does with a weights file")
     inspect.add_argument("file", type=Path, metavar="FILE", help="GGUF or safetensors file")
     inspect.add_argument("--json", action="store_true", help="write JSON to standard output")
     _add_inputs(generate)

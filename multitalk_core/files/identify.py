@@ -67,11 +67,11 @@ _WHERE_IT_GOES = {
 }
 
 SAME_TENSORS = {
-    FileKind.BASE_I2V: "Wan2.1 I2V, Wan2.1 Fun-InP and SkyReels-V2 I2V",
-    FileKind.ADAPTER: "MultiTalk and InfiniteTalk, for one speaker or several",
+    FileKind.BASE_I2V: "Wan2.1 I2V, Wan2.1 Fun-InP or SkyReels-V2 I2V",
+    FileKind.ADAPTER: "MultiTalk or InfiniteTalk, for one speaker or for several",
     FileKind.MERGED: "MultiTalk, InfiniteTalk, LightX2V's distilled InfiniteTalk, SoulX-FlashTalk "
-    "and SkyReels-V3-A2V",
-    FileKind.WAV2VEC2: "chinese-wav2vec2-base, which the adapters need, and wav2vec2-base-960h",
+    "or SkyReels-V3-A2V",
+    FileKind.WAV2VEC2: "chinese-wav2vec2-base, which the adapters need, or wav2vec2-base-960h",
 }
 """Models that cannot be told apart: their tensors have the same names and shapes."""
 
