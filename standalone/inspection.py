@@ -157,7 +157,7 @@ def inspect_file(path: Path) -> Inspection:
         WeightsError: If `generate` refuses it; the message says why.
     """
     with open_weights(path) as file:
-        identity = identify(file.shapes)
+        identity = identify(file.shapes, file.metadata)
         role = _ROLES.get(identity.kind)
         if role is None:
             raise WeightsError(

@@ -116,5 +116,5 @@ class OpenFiles:
 
 def _open(path: Path, wanted: FileKind | Collection[FileKind], *, place: str) -> WeightsFile:
     file = open_weights(path)
-    require(identify(file.shapes), wanted, source=path.name, place=place)
+    require(identify(file.shapes, file.metadata), wanted, source=path.name, place=place)
     return file

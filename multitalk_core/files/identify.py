@@ -8,15 +8,29 @@ file is.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..errors import WeightsError
-from .lookalikes import BASES, ENDINGS, MARKS, OTHER_ENCODERS, OTHER_VAES, PRUNED_VAES
+from .lookalikes import (
+    BASES,
+    ENDINGS,
+    MARKS,
+    MODEL_TYPES,
+    OTHER_ENCODERS,
+    OTHER_VAES,
+    PRUNED_VAES,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names of a file's tensors, without prefixes, and their logical shapes."""
+
+
+Metadata = Mapping[str, object]
+"""Values of a file's header by key."""
 
 
 class FileKind(Enum):
@@ -106,12 +120,15 @@ _TITLE_KEYS = (
 _TITLE_LENGTH = 80
 
 
-def identify(shapes: Shapes) -> Identity:
+def identify(shapes: Shapes, metadata: Metadata = MappingProxyType({})) -> Identity:
     """Tell what a file is.
 
     Args:
         shapes: Names, without prefixes such as `model.diffusion_model.`, and logical shapes.
+        metadata: Values of the file's header. They tell some models whose tensors are Wan2.1's.
     """
+    if _QUERY in shapes and (description := MODEL_TYPES.get(_model_type(metadata))):
+        return Identity(FileKind.OTHER, description)
     for test in (_lora, _lookalike, _damaged, _transformer, _encoder, _vae):
         if identity := test(shapes):
             return identity
@@ -154,7 +171,7 @@ def has_fp8_scales(shapes: Shapes) -> bool:
     return "scaled_fp8" in shapes or any(name.endswith(_SCALE_ENDS) for name in shapes)
 
 
-def title_of(metadata: Mapping[str, object]) -> str | None:
+def title_of(metadata: Metadata) -> str | None:
     """Give the name by which a file calls itself in its metadata, if it does.
 
     It tells models whose tensors are alike, as far as whoever made the file wrote it down.
@@ -164,6 +181,17 @@ def title_of(metadata: Mapping[str, object]) -> str | None:
     if title is None:
         return None
     return "".join(sign for sign in title.strip() if sign.isprintable())[:_TITLE_LENGTH]
+
+
+def _model_type(metadata: Metadata) -> str:
+    """Give `transformer.model_type` of the JSON under `config`, if there is one."""
+    config = metadata.get("config")
+    try:
+        parsed = json.loads(config) if isinstance(config, str) else None
+    except (ValueError, RecursionError):
+        return ""
+    transformer = parsed.get("transformer") if isinstance(parsed, dict) else None
+    return str(transformer.get("model_type")) if isinstance(transformer, dict) else ""
 
 
 def _lora(shapes: Shapes) -> Identity | None:

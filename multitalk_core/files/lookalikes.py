@@ -1,7 +1,7 @@
 """Files that are mistaken for ours: what tells each, as tables for `identify.py`.
 
-Names, shapes and channels are those of the published code of each model. A new lookalike is a new
-row. Stdlib only.
+Names, shapes and channels are those of the published code of each model, or of the nodes that load
+it in ComfyUI. A new lookalike is a new row. Stdlib only.
 """
 
 from __future__ import annotations
@@ -63,6 +63,14 @@ MARKS = (
     Mark("control_adapter.conv.weight", "a Wan Fun model with camera control"),
     Mark("ref_conv.weight", "a Wan Fun-Control model with a reference picture"),
     Mark("fps_embedding.weight", "a SkyReels-V2 diffusion-forcing model (DF)"),
+    Mark("patch_embedding_global.weight", "a WanDancer model, which follows music"),
+    Mark("patch_embedding_fuse.weight", "a SteadyDancer model, which follows a pose"),
+    Mark("blocks.0.motion_attn.k.weight", "an MTV-Crafter model, which follows a pose"),
+    Mark("blocks.0.cross_attn.emo_k_proj.weight", "a FlashPortrait model, which follows a face"),
+    Mark("blocks.0.control_blocks_dense.cross_attn.k.weight", "a LongVie 2 model"),
+    Mark("blocks.0.cam_encoder.weight", "a ReCamMaster model"),
+    Mark("text_projection.0.weight", "a BindWeave model"),
+    Mark("LQ_proj_in.norm1.gamma", "a FlashVSR model, which enlarges videos"),
     Mark("img_emb.emb_pos", "a Wan2.1 first-and-last-frame base (FLF2V)"),
     Mark("model_type.Wan2_1-FLF2V-14B-720P", "a Wan2.1 first-and-last-frame base (FLF2V)"),
     Mark("double_blocks.0.img_attn.qkv.weight", "a Flux or HunyuanVideo transformer"),
@@ -70,6 +78,13 @@ MARKS = (
     Mark("taesd_decoder.1.weight", _TAE),
 )
 """In this order; the first that a file has tells it."""
+
+MODEL_TYPES = {
+    "animate2": "a Wan-Animate2 model",
+    "flow_rvs": "a FlowRVS model, which segments videos",
+}
+"""Values of `transformer.model_type` in the JSON that ComfyUI reads from safetensors metadata, and
+models that only this tells: their tensors are those of Wan2.1."""
 
 ENDINGS = {
     "._data": "quantised by optimum-quanto, a form that is not read here",

@@ -170,6 +170,27 @@ def test_mark_alone_tells_its_lookalike(mark: Mark) -> None:
     assert identify({mark.name: (512, mark.width or 1)}) == (FileKind.OTHER, mark.description)
 
 
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ('{"transformer": {"model_type": "animate2"}}', FileKind.OTHER),
+        ('{"transformer": {"model_type": "i2v"}}', FileKind.BASE_I2V),
+        ('{"transformer": {"model_type": ["animate2"]}}', FileKind.BASE_I2V),
+        ('{"transformer": 3}', FileKind.BASE_I2V),
+        ("[1]", FileKind.BASE_I2V),
+        ("{", FileKind.BASE_I2V),
+        (7, FileKind.BASE_I2V),
+    ],
+)
+def test_model_type_in_the_metadata_tells_what_tensors_do_not(
+    config: object, kind: FileKind
+) -> None:
+    identity = identify(I2V, {"config": config})
+    assert identity.kind is kind
+    if kind is FileKind.OTHER:
+        assert identity.description == "a Wan-Animate2 model"
+
+
 def test_identify_says_the_size() -> None:
     assert "2 blocks of width 5120" in identify(I2V).description
     assert "1 blocks of width 5120" in identify(ADAPTER).description
