@@ -2,7 +2,8 @@
 
 Plan the segments; for each one: draw noise, condition on the picture, sample, decode, match the
 colours, crossfade into the video, and hand over a `SegmentState`. Follows MultiTalk
-`wan/multitalk.py:generate` (paper arXiv:2505.22647) and InfiniteTalk's `generate_infinitetalk`.
+`wan/multitalk.py:generate` (paper arXiv:2505.22647), InfiniteTalk's `generate_infinitetalk` and
+SoulX-FlashTalk's `FlashTalkPipeline`.
 Departures: the video is as long as the sound (`segments.py`), and segments crossfade (`seams.py`).
 
 An engine is built once from loaded parts and makes any number of videos. It owns no files, devices
@@ -141,7 +142,7 @@ class Engine:
             _log.debug("segment %d of %d: %s", index + 1, len(chosen.segments), segment)
             noise = draw_noise(_latent_shape(segment, scene.picture.size), generator)
             picture = reference
-            if segment.start > 0 and config.method == "infinitetalk":  # MultiTalk reads it once
+            if segment.start > 0 and config.method == "infinitetalk":  # the others read it once
                 picture = self._prepare(
                     scene.picture.photo_at(segment.start), size=scene.picture.size
                 )
@@ -204,6 +205,7 @@ class Engine:
 
 def _settings(scene: Scene, photo: Tensor, config: SamplingConfig, seed: int) -> Settings:
     """Check the scene against the settings; give all that the frames depend on, by name."""
+    config.check_speakers(len(scene.speech.features))
     if scene.text_at(0).negative is None and needs_negative_text(config.text_guidance):
         raise InputError(
             f"A text guidance of {config.text_guidance} needs a negative prompt (it may be empty). "

@@ -16,7 +16,6 @@ from ..multitalk_core.model.backends import AttentionName
 from ..wan_gguf_loader.ops import Precision
 from .manifest import model_sets
 from .request import (
-    MOTION_FRAMES,
     NEGATIVE_PROMPT,
     Lora,
     ModelFiles,
@@ -24,7 +23,7 @@ from .request import (
     Preset,
     Request,
     SpeakerFiles,
-    preset_sampling,
+    default_sampling,
 )
 
 _Kind = Callable[[str], object] | tuple[str, ...] | None
@@ -71,7 +70,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="multitalk", description="A photo and a voice to a talking video.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     generate = commands.add_parser("generate", help="make a video", formatter_class=_Help)
-    inspect = commands.add_parser("inspect", help="say what a weights file is")
+    inspect = commands.add_parser("inspect", help="say what generate does with a weights file")
     inspect.add_argument("file", type=Path, metavar="FILE", help="GGUF or safetensors file")
     inspect.add_argument("--json", action="store_true", help="write JSON to standard output")
     _add_download(commands.add_parser("download", help="get a set of model files"))
@@ -91,13 +90,12 @@ def build_request(options: argparse.Namespace) -> Request:
         InputError: If they do not fit together, or a setting is out of range.
     """
     given = {name: value for name, value in vars(options).items() if value is not None}
-    defaults = preset_sampling(options.preset, size=options.size)
-    defaults["motion_frames"] = MOTION_FRAMES[options.method]
+    defaults = default_sampling(options.method, options.preset, size=options.size)
     return Request(
         **_fields_of(Request, vars(options)),
         speakers=_speakers(options),
         files=ModelFiles(**_fields_of(ModelFiles, vars(options)), loras=tuple(options.lora)),
-        sampling=SamplingConfig(**_fields_of(SamplingConfig, defaults | given)),
+        sampling=dataclasses.replace(defaults, **_fields_of(SamplingConfig, given)),
     )
 
 
@@ -169,22 +167,21 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add, defaults = _Group(parser, "sampling").add, SamplingConfig()
-    add("--method", get_args(Method), "the method the adapter was trained for",
+    add("--method", get_args(Method), "the method the weights were trained for",
         default=defaults.method)
     add("--preset", get_args(Preset),
         "quick is for a distilled LoRA; the options below override it", default="quality")
-    add("--steps", int, "steps per segment (40, quick 4)", "N")
-    add("--shift", float, "shift of the schedule (7, at 720p 11, quick 2)", "X")
+    add("--steps", int, "steps per segment (40, quick and flashtalk 4)", "N")
+    add("--shift", float, "shift of the schedule (7, at 720p 11, quick 2, flashtalk 5)", "X")
     add("--text-guidance", float,
-        "scale of the text guidance; 1 turns it off (5, quick 1)", "X")
+        "scale of the text guidance; 1 turns it off (5, quick and flashtalk 1)", "X")
     add("--audio-guidance", float,
-        "scale of the audio guidance; 1 turns it off (4, quick 2)", "X")
+        "scale of the audio guidance; 1 turns it off (4, quick 2, flashtalk 1)", "X")
     add("--audio-strength", float, "multiplier of the audio layers", "X",
         default=defaults.audio_strength)
-    add("--segment-frames", int, "frames sampled at once, 4n + 1", "N",
-        default=defaults.segment_frames)
+    add("--segment-frames", int, "frames sampled at once, 4n + 1 (81, flashtalk 33)", "N")
     add("--motion-frames", int,
-        "frames repeated from the segment before, 4n + 1 (25, infinitetalk 9)", "N")
+        "frames repeated from the segment before, 4n + 1 (25, infinitetalk 9, flashtalk 5)", "N")
     add("--seed", _seed, "seed of all noise, 0 to 2^64 - 1", "N", default=42)
 
 

@@ -235,6 +235,7 @@ def _check_speakers(request: Request) -> None:
             f"There are {count} voices; one or two speakers are possible. "
             "Give --audio once or twice."
         )
+    request.sampling.check_speakers(count)
 
 
 def _read_picture(request: Request) -> Picture:

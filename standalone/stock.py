@@ -61,7 +61,7 @@ def find_models(files: list[Path], *, folder: Path | None) -> tuple[Stock, list[
     for path in files:
         try:
             with open_weights(path) as file:
-                identity = identify(file.shapes)
+                identity = identify(file.shapes, file.metadata)
         except GGUFError as reason:
             make = bad if named else note
             findings.append(make(path.name, str(reason), "remove or replace it"))

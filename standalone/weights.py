@@ -6,8 +6,6 @@ Opening reads only headers, so a wrong file is reported within a second, not aft
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
@@ -23,14 +21,10 @@ from ..multitalk_core.model.dit import MultiTalkModel
 from ..wan_gguf_loader.files import WeightsFile, open_weights
 from ..wan_gguf_loader.load import account_for, load_weights
 from ..wan_gguf_loader.lora import apply_lora, read_lora
-from ..wan_gguf_loader.lora_layer import kept_bytes
 from ..wan_gguf_loader.namings import Part
 from ..wan_gguf_loader.ops import GGUFOps, Precision
-from .memory import Weights
+from .memory import Weights, count_weights
 from .request import ModelFiles
-
-_BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
-"""The block number in a tensor's name, in any spelling of LoRA files."""
 
 
 class OpenFiles:
@@ -87,17 +81,12 @@ class OpenFiles:
 
     def transformer_weights(self, dtype: torch.dtype) -> Weights:
         """Count the bytes that `load_transformer` takes in memory, from the headers."""
-        outside, blocks = 0, Counter[int]()
-        for file in [*self._transformer, *(lora for lora, _ in self._loras)]:
-            for name, info in file.tensors.items():
-                taken = kept_bytes(info)
-                if file in self._transformer:
-                    taken = min(info.nbytes, info.num_elements * dtype.itemsize)
-                if block := _BLOCK.search(name):
-                    blocks[int(block[1])] += taken
-                else:
-                    outside += taken
-        return Weights(outside=outside, blocks=tuple(blocks.values()))
+        return count_weights(
+            [
+                *((file, dtype) for file in self._transformer),
+                *((lora, None) for lora, _ in self._loras),
+            ]
+        )
 
     def load_wav2vec2(self) -> Wav2Vec2Model:
         """Load Wav2Vec2 in float32."""
@@ -146,5 +135,5 @@ def _open(
     part: Part | None = None,
 ) -> WeightsFile:
     file = open_weights(path, part=part)
-    require(identify(file.shapes), wanted, source=path.name, place=place)
+    require(identify(file.shapes, file.metadata), wanted, source=path.name, place=place)
     return file

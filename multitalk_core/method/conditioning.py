@@ -1,6 +1,6 @@
 """What one segment is told about the picture: condition channels, image tokens, motion latents.
 
-Fourth step of a video; follows the two upstream loops, MultiTalk `wan/multitalk.py`
+Fourth step of a video; follows the upstream loops, MultiTalk `wan/multitalk.py`
 and InfiniteTalk `wan/multitalk.py:generate_infinitetalk`:
 
                      MultiTalk                            InfiniteTalk
@@ -8,6 +8,9 @@ and InfiniteTalk `wan/multitalk.py:generate_infinitetalk`:
     image tokens     the last known frame                 that frame
     motion latents   start of the condition, noised       their own encoding, clean, from
                      anew each step, from segment 2 on    segment 1 on
+
+SoulX-FlashTalk (`flash_talk/src/pipeline/flash_talk_pipeline.py`) does as InfiniteTalk, but
+draws no noise for the motion latents.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Motion(NamedTuple):
 
     Attributes:
         latents: Their encoding, `(1, 16, n, h, w)` float32.
-        clean: Whether they are kept clean (InfiniteTalk) or at each step's noise level.
+        clean: Whether they are kept clean (InfiniteTalk, FlashTalk) or at each step's noise level.
         draws: Whether noise is drawn for them; InfiniteTalk draws it too from segment 2 on and
             leaves it unused, which fixes the order of random numbers.
     """
@@ -112,9 +115,10 @@ def condition_segment(
     """
     later = motion_frames is not None
     frames = motion_frames if motion_frames is not None else picture
-    if method == "infinitetalk":
+    if method != "multitalk":
         known, mask = encode_known(vae, picture, num_frames=segment.num_frames)
-        motion = Motion(vae.encode(frames).to(picture), clean=True, draws=later)
+        draws = later and method == "infinitetalk"
+        motion = Motion(vae.encode(frames).to(picture), clean=True, draws=draws)
         return Condition(known, mask, image_encoder.encode(picture[:, :, 0]).to(picture), motion)
     known, mask = encode_known(vae, frames, num_frames=segment.num_frames)
     motion = Motion(known[:, :, : latent_frames(frames.shape[2])], clean=False, draws=True)

@@ -1,9 +1,10 @@
 """Sampling one segment: from noise to clean latents.
 
-Fifth step of a video; follows the inner loop of MultiTalk `wan/multitalk.py:generate`. A
-`SegmentSampler` does it: `EulerSampler` takes upstream's Euler steps, and ComfyUI's samplers come
-in as another one. Whichever it is, the frames taken over from the segment before must be in place
-at every call of the model, and at the end. Latents stay float32; the model computes in its dtype.
+Fifth step of a video; follows the inner loop of MultiTalk `wan/multitalk.py:generate`, and of
+SoulX-FlashTalk `FlashTalkPipeline.generate`, whose steps end in new noise. A `SegmentSampler` does
+it: `EulerSampler` takes upstream's steps, and ComfyUI's samplers come in as another one. Whichever
+it is, the frames taken over from the segment before must be in place at every call of the model,
+and at the end. Latents stay float32; the model computes in its dtype.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from ..inputs.scene import Text
 from ..model.attention import PLAIN, Attends
 from ..model.dit import MultiTalkModel
 from ..model.hooks import Hooks
-from .conditioning import Condition, Motion
+from .conditioning import Condition, Motion, draw_noise
 from .guidance import Guidance, Pass
-from .schedule import clean_estimate, euler_step, moment, timesteps
+from .schedule import add_noise, clean_estimate, euler_step, moment, timesteps
 from .step_cache import StepCache
 
 Velocities = Callable[[Tensor, float, Sequence[Pass]], list[Tensor]]
@@ -116,7 +117,7 @@ class EulerSampler:
         on_step: OnSamplerStep,
     ) -> Tensor:
         """Sample a segment as upstream does; see `SegmentSampler`."""
-        schedule = timesteps(config.steps, shift=config.shift)
+        schedule = timesteps(config.steps, shift=config.shift, method=config.method)
         motion = inputs.condition.motion
         guidance = Guidance(config)
         cache = StepCache(
@@ -140,6 +141,7 @@ class EulerSampler:
             guided,
             schedule=schedule,
             motion=motion,
+            renoised=config.method == "flashtalk",
             generator=generator,
             on_step=on_step,
         )
@@ -200,6 +202,7 @@ def euler(
     *,
     schedule: Sequence[float],
     motion: Motion | None,
+    renoised: bool = False,
     generator: Generator,
     on_step: OnSamplerStep,
 ) -> Tensor:
@@ -211,7 +214,9 @@ def euler(
         schedule: Falling timesteps, one more than steps; ends with 0.
         motion: Frames taken over from the segment before, if any; they are put back after
             every step.
-        generator: Where the noise of the motion latents is drawn.
+        renoised: Whether a step ends in the clean latents with new noise, as FlashTalk's do; then
+            noise of the latents' shape is drawn for every step, the last one too.
+        generator: Where that noise and the noise of the motion latents are drawn.
         on_step: Called after every step.
 
     Returns:
@@ -227,10 +232,13 @@ def euler(
     for step, (now, later) in enumerate(pairwise(schedule)):
         guided = velocity(latents, now)
         clean = clean_estimate(latents, guided, now=now)
+        if renoised:
+            fresh = draw_noise(latents.shape, generator).to(latents.device)
+            latents = add_noise(clean, fresh, timestep=later)
+        else:
+            latents = euler_step(latents, guided, now=now, later=later)
         if motion:
             clean = motion.put(clean, timestep=0.0, noise=None)
-        latents = euler_step(latents, guided, now=now, later=later)
-        if motion:
             latents = motion.inject(latents, timestep=later, generator=generator)
         require_finite(latents, what=f"The latents of step {step + 1} of {num_steps}")
         on_step(step, num_steps, clean)

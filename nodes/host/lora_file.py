@@ -36,7 +36,12 @@ def load_lora(model: Any, path: Path, *, strength: float) -> tuple[Any, str]:
     """
     net = transformer_of(model)
     with open_weights(path) as file:
-        require(identify(file.shapes), FileKind.LORA, source=path.name, place="Load LoRA (Wan2.1)")
+        require(
+            identify(file.shapes, file.metadata),
+            FileKind.LORA,
+            source=path.name,
+            place="Load LoRA (Wan2.1)",
+        )
         lora = read_lora(file, net)
     changed = model.clone()
     for patches in _patches(lora) if strength else ():

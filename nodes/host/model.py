@@ -98,7 +98,7 @@ def load_base(path: Path, *, precision: Precision = "exact") -> Any:
     _require_precision(precision, dtype)
     with open_weights(path) as file:
         require(
-            identify(file.shapes),
+            identify(file.shapes, file.metadata),
             (FileKind.BASE_I2V, FileKind.MERGED),
             source=path.name,
             place="Load Wan2.1 (GGUF)",
@@ -133,7 +133,7 @@ def load_adapter(model: Any, path: Path) -> Any:
         )
     with open_weights(path) as file:
         require(
-            identify(file.shapes),
+            identify(file.shapes, file.metadata),
             (FileKind.ADAPTER,),
             source=path.name,
             place="Load MultiTalk Adapter",

@@ -17,7 +17,7 @@ import comfy.utils
 import torch
 from torch import Generator, Tensor
 
-from ...multitalk_core.config import SamplingConfig
+from ...multitalk_core.config import Method, SamplingConfig
 from ...multitalk_core.method.conditioning import Motion
 from ...multitalk_core.method.sampler import (
     OnSamplerStep,
@@ -85,11 +85,10 @@ models, and no shift), `ddim_uniform` (does not begin at pure noise; other numbe
 `normal` (`sgm_uniform` with a level near 0, after which multi-step samplers overshoot)."""
 
 
-def upstream_sigmas(steps: int, *, shift: float) -> Tensor:
+def upstream_sigmas(steps: int, *, shift: float, method: Method = "multitalk") -> Tensor:
     """Give upstream's schedule as SIGMAS: `steps + 1` falling noise levels from 1 to 0."""
-    return (
-        torch.tensor(timesteps(steps, shift=shift), dtype=torch.float64).div(NUM_TIMESTEPS).float()
-    )
+    levels = torch.tensor(timesteps(steps, shift=shift, method=method), dtype=torch.float64)
+    return levels.div(NUM_TIMESTEPS).float()
 
 
 def with_shift(model: Any, shift: float) -> Any:
@@ -109,20 +108,21 @@ def schedule(model: Any, *, scheduler: str, sampler_name: str, config: SamplingC
     Upstream's last level but one is near 0, a leap in which samplers that look back overshoot: on
     a model of which all is known the result spreads 1.2 to 7 times too far with `dpmpp_2m`, its
     kin, `res_multistep` and `uni_pc`. So all but Euler skip that level, as ComfyUI has it for some.
+    FlashTalk's schedule has no such level.
 
     Args:
         model: With the shift of `config`.
         scheduler: One of `SCHEDULERS`.
         sampler_name: One of `SAMPLERS`.
-        config: Steps and shift.
+        config: Method, steps and shift.
     """
     if scheduler == UPSTREAM:
-        skips = sampler_name != EULER
+        skips = sampler_name != EULER and config.method != "flashtalk"
     else:
         skips = sampler_name in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
     steps = config.steps + skips
     if scheduler == UPSTREAM:
-        sigmas = upstream_sigmas(steps, shift=config.shift)
+        sigmas = upstream_sigmas(steps, shift=config.shift, method=config.method)
     else:
         sigmas = comfy.samplers.calculate_sigmas(
             model.get_model_object("model_sampling"), scheduler, steps
@@ -186,7 +186,7 @@ class HostSampler:
         samples = guider.sample(
             noise,
             torch.zeros_like(noise),
-            UpstreamEuler(motion, generator)
+            UpstreamEuler(motion, generator, renoised=config.method == "flashtalk")
             if own
             else comfy.samplers.sampler_object(self._sampler_name),
             schedule(
@@ -226,9 +226,10 @@ class HostSampler:
 class UpstreamEuler(comfy.samplers.Sampler):
     """Core's Euler steps as a SAMPLER, with upstream's treatment of the motion latents."""
 
-    def __init__(self, motion: Motion | None, generator: Generator) -> None:
+    def __init__(self, motion: Motion | None, generator: Generator, *, renoised: bool) -> None:
         self._motion = motion
         self._generator = generator
+        self._renoised = renoised
 
     def sample(
         self,
@@ -253,6 +254,7 @@ class UpstreamEuler(comfy.samplers.Sampler):
             velocity,
             schedule=[float(sigma) * NUM_TIMESTEPS for sigma in sigmas],
             motion=self._motion,
+            renoised=self._renoised,
             generator=self._generator,
             on_step=lambda step, num_steps, clean: callback(step, clean, clean, num_steps),
         )

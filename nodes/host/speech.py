@@ -30,7 +30,7 @@ class VoiceEncoder:
     def __init__(self, path: Path) -> None:
         with open_weights(path, part="wav2vec2") as file:
             require(
-                identify(file.shapes),
+                identify(file.shapes, file.metadata),
                 (FileKind.WAV2VEC2,),
                 source=path.name,
                 place="Load Wav2Vec2",

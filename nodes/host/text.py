@@ -49,7 +49,9 @@ def load_text_encoder(path: Path) -> Any:
         GGUFError: If it cannot be read, or there is no tokenizer.
     """
     with open_weights(path, part="text_encoder") as file:
-        require(identify(file.shapes), FileKind.UMT5, source=path.name, place="Load UMT5")
+        require(
+            identify(file.shapes, file.metadata), FileKind.UMT5, source=path.name, place="Load UMT5"
+        )
         sizes = umt5_sizes(file.shapes, source=path.name)
         if sizes.relative_attention_num_buckets != _BUCKETS:
             raise WeightsError(

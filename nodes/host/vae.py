@@ -25,7 +25,9 @@ def load_vae(path: Path) -> Any:
         GGUFError: If it cannot be read.
     """
     with open_weights(path, part="vae") as file:
-        require(identify(file.shapes), FileKind.VAE, source=path.name, place="Load VAE")
+        require(
+            identify(file.shapes, file.metadata), FileKind.VAE, source=path.name, place="Load VAE"
+        )
         try:
             vae = comfy.sd.VAE(sd=file.weights())
             model = vae.first_stage_model.state_dict()

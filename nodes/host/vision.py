@@ -33,7 +33,7 @@ def load_clip_vision(path: Path) -> Any:
         GGUFError: If it cannot be read.
     """
     with open_weights(path, part="clip_vision") as file:
-        identity = identify(file.shapes)
+        identity = identify(file.shapes, file.metadata)
         require(identity, FileKind.CLIP_VISION, source=path.name, place="Load CLIP Vision")
         sizes = clip_sizes(file.shapes, num_heads=file.num_heads, source=path.name)
         settings = {"model_type": "clip_vision_model", "hidden_act": "gelu", **asdict(sizes)}

@@ -131,6 +131,19 @@ def test_generate_infinitetalk_with_all_guidance_runs(
     assert len(play(tmp_path / "out.mp4").frames) == 13
 
 
+def test_generate_flashtalk_runs_and_takes_one_voice(
+    tmp_path: Path, tiny: TinySet, portrait: Path, voice: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = arguments(
+        tiny, image=portrait, audio=voice, output=tmp_path / "out.mp4", method="flashtalk",
+        preset=None, steps="2",
+    )  # fmt: skip
+    assert main(line) == 0
+    assert len(play(tmp_path / "out.mp4").frames) == 13
+    assert main([*line, "--audio", str(voice)]) == 2
+    assert "FlashTalk animates one speaker, and there are 2 voices" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("sent", "code", "message"),
     [

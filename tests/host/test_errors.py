@@ -50,7 +50,7 @@ BAD: dict[str, tuple[str, Change, list[str]]] = {
     "t2v base": (
         "MTK_LoadWan",
         put("MTK_LoadWan", base="t2v.safetensors"),
-        ["t2v.safetensors is a Wan text-to-video base", "image-to-video"],
+        ["t2v.safetensors is a Wan2.1 or Wan2.2 text-to-video base", "image-to-video"],
     ),
     "adapter as base": (
         "MTK_LoadWan",

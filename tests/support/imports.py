@@ -31,7 +31,7 @@ _CORE_EXTRAS = {
 # Low to high; a module may import its own level and those below.
 CORE_LEVELS = (
     {"errors", "config", "geometry", "method.segments"},
-    {"protocols", "files.identify", "files.sizes"},
+    {"protocols", "files.lookalikes", "files.identify", "files.sizes"},
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
     {"inputs.timeline"},
     {"method.state", "model.lrope", "model.kernels", "model.layers"},

@@ -53,6 +53,8 @@ def test_encode_known_marks_known_latents(num_known: int, known_latents: int) ->
         ("multitalk", True, 2),
         ("infinitetalk", False, 1),
         ("infinitetalk", True, 1),
+        ("flashtalk", False, 1),
+        ("flashtalk", True, 1),
     ],
 )
 def test_condition_known_frames_by_method(method: str, later: bool, known_latents: int) -> None:
@@ -66,12 +68,14 @@ def test_condition_motion_by_method() -> None:
         ("multitalk", True, 2),
         ("infinitetalk", False, 1),
         ("infinitetalk", True, 2),
+        ("flashtalk", False, 1),
+        ("flashtalk", True, 2),
     ):
         motion = condition(method, later=later).motion
         assert motion is not None
         assert motion.latents.shape == (1, 16, num_latents, 2, 4)
-        assert motion.clean == (method == "infinitetalk")
-        assert motion.draws == later
+        assert motion.clean == (method != "multitalk")
+        assert motion.draws == (later and method != "flashtalk")
 
 
 def test_motion_multitalk_is_noised_anew_each_time() -> None:

@@ -237,6 +237,23 @@ def test_engine_infinitetalk_asks_for_the_picture_at_each_segment() -> None:
     torch.testing.assert_close(second, -first, atol=0.01, rtol=0)  # resized in steps of 2 / 255
 
 
+def test_engine_flashtalk_stays_with_the_first_picture_and_one_speaker() -> None:
+    photo = Film().photo
+    asked: list[int] = []
+
+    def picture(frame: int) -> Tensor:
+        asked.append(frame)
+        return photo
+
+    config = replace(SAMPLING, method="flashtalk", text_guidance=1.0, audio_guidance=1.0)
+    film = Film(config=config, photo=picture)
+    film.video()
+    assert asked == [0]
+    assert [one.shape[2] for one in film.vae.encoded] == [9, 1, 9, 5]
+    with pytest.raises(InputError, match="FlashTalk animates one speaker"):
+        two_speakers(config=config).video()
+
+
 def test_engine_colours_are_matched_before_the_frames_are_taken_over() -> None:
     film = Film(config=replace(SAMPLING, color_match=1.0))
     video = film.video()
