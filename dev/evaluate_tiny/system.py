@@ -25,6 +25,7 @@ from ...multitalk_core.inputs.scene import Text, compose
 from ...multitalk_core.inputs.speech import Speech
 from ...multitalk_core.method.sampler import EulerSampler
 from ...multitalk_core.method.segments import TAIL_FRAMES
+from ...multitalk_core.model.audio_tokens import AudioContext
 from ...multitalk_core.model.dit import MultiTalkModel
 from ...standalone.encoders import load_image_encoder, load_text_encoder
 from ...standalone.request import ModelFiles
@@ -179,21 +180,36 @@ class EqualLabels(Broken):
     """Gives every video token the background's label, so that L-RoPE tells nobody apart."""
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, *, token_masks: Tensor | None, **others: Tensor
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        *,
+        audio: AudioContext | Sequence[AudioContext],
+        **others: Tensor,
     ) -> Tensor:
         """Predict the velocity with masks of background only."""
-        if token_masks is not None:
-            token_masks = torch.zeros_like(token_masks)
-            token_masks[..., -1, :] = 1
-        velocity: Tensor = self.model(latents, timestep, token_masks=token_masks, **others)
+        audio = (
+            _without_regions(audio)
+            if isinstance(audio, AudioContext)
+            else [_without_regions(one) for one in audio]
+        )
+        velocity: Tensor = self.model(latents, timestep, audio=audio, **others)
         return velocity
+
+
+def _without_regions(audio: AudioContext) -> AudioContext:
+    if audio.token_masks is None:
+        return audio
+    masks = torch.zeros_like(audio.token_masks)
+    masks[..., -1, :] = 1
+    return replace(audio, token_masks=masks)
 
 
 class Deaf(Broken):
     """Leaves out the audio layers' part."""
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, *, audio: Tensor | None, **others: Tensor
+        self, latents: Tensor, timestep: Tensor, *, audio: object, **others: Tensor
     ) -> Tensor:
         """Predict the velocity of the base."""
         velocity: Tensor = self.model(latents, timestep, audio=None, **others)

@@ -9,6 +9,8 @@ Letters: S speakers, T video frames, F latent frames, L wav2vec2 layers, C their
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -43,6 +45,24 @@ def window_features(features: Tensor, *, start: int, stop: int, radius: int = 2)
     centres = torch.arange(start, stop, device=features.device)
     offsets = torch.arange(-radius, radius + 1, device=features.device)
     return features[(centres[:, None] + offsets).clamp(0, features.shape[0] - 1)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AudioContext:
+    """What audio cross-attention attends to.
+
+    Attributes:
+        tokens: Audio tokens, `(1 or B, F, S * num_tokens, token_dim)`, speaker 1 first.
+        token_masks: Where each speaker is on the token grid of one frame, then the background,
+            `(S + 1, tokens of a frame)` for all of the batch or `(B, S + 1, tokens of a frame)`
+            for each, 0 or 1; used only if there are two speakers.
+        strength: Multiplier of the attention's output; 0 is the base model. Inside the blocks a
+            0-d CPU tensor, so that another value does not recompile.
+    """
+
+    tokens: Tensor
+    token_masks: Tensor | None = None
+    strength: Tensor | float = 1.0
 
 
 class AudioProjection(nn.Module):

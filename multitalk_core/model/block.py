@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..protocols import Feed, Ops, Packed
 from .attention import AudioAttention, CrossAttention, Norm, SelfAttention
+from .audio_tokens import AudioContext
 from .elementwise import gelu, gelu_, normalize
 from .hooks import NO_HOOKS, Hooks
 from .lrope import Rotation, label_positions
@@ -30,17 +31,15 @@ Device = torch.device | str | None
 
 
 class Part(NamedTuple):
-    """Entries of the batch that are worked on at once, with what they hear.
+    """Entries of the batch that are computed at once, with their audio.
 
     Attributes:
-        entries: Which they are.
-        audio: Audio tokens, `(1 or entries, F, M, token_dim)`, or `None`.
-        token_masks: Regions of two speakers, `(3 or entries x 3, tokens of a frame)`, else `None`.
+        entries: Range of the batch.
+        audio: Their audio context; its masks are `None` unless there are two speakers.
     """
 
     entries: slice
-    audio: Tensor | None
-    token_masks: Tensor | None
+    audio: AudioContext | None
 
 
 class LayerNorm(nn.LayerNorm):
@@ -145,7 +144,6 @@ class Block(nn.Module):
         rotation: Rotation,
         *,
         parts: Sequence[Part],
-        audio_strength: Tensor | float = 1.0,
         hooks: Hooks = NO_HOOKS,
         residual: Tensor | None = None,
     ) -> Tensor:
@@ -157,8 +155,6 @@ class Block(nn.Module):
             context: Image and text tokens, `(B, 257 + text_len, dim)`.
             rotation: Of every video token.
             parts: The batch in parts; a differentiable block takes it in one.
-            audio_strength: Multiplier of what the voices add. A 0-d CPU tensor, so that changing it
-                does not recompile.
             hooks: Functions of a host, called inside the block.
             residual: The rounding residual of bfloat16 tokens, see `residual.py`; overwritten.
 
@@ -171,19 +167,19 @@ class Block(nn.Module):
         looks: list[Tensor | None] = []
         stream = Stream(x, residual)
         with self._held(self.self_attn, parts):
-            for entries, _, token_masks in parts:
+            for entries, audio in parts:
                 seen = self.self_attn(
                     stream.tokens[entries],
                     norm=self._modulation(scale1[entries], shift1[entries]),
                     rotation=rotation,
-                    token_masks=token_masks,
+                    token_masks=None if audio is None else audio.token_masks,
                     attend=hooks.attends.video,
                 )
                 looks.append(seen.reference_map)
                 stream = self._added(stream, entries, seen.tokens, gate=gate1[entries])
                 del seen  # frees memory that the next part needs
         with self._held(self.cross_attn, parts):
-            for entries, _, _ in parts:
+            for entries, _ in parts:
                 y = self.cross_attn(
                     stream.tokens[entries],
                     context[entries],
@@ -194,34 +190,35 @@ class Block(nn.Module):
                 del y
         if hooks.after_context is not None:
             stream = Stream(hooks.after_context(stream.tokens), residual)
-        if parts[0].audio is not None:
-            stream = self._hear(stream, parts, looks, audio_strength, hooks)
+        if any(audio is not None for _, audio in parts):
+            stream = self._add_audio(stream, parts, looks, hooks)
         with self._held(self.ffn, parts):
-            for entries, _, _ in parts:
+            for entries, _ in parts:
                 norm = self._modulation(scale2[entries], shift2[entries])
                 y = self.ffn(stream.tokens[entries], norm=norm)
                 stream = self._added(stream, entries, y, gate=gate2[entries])
                 del y
         return stream.tokens
 
-    def _hear(
+    def _add_audio(
         self,
         stream: Stream,
         parts: Sequence[Part],
         looks: Sequence[Tensor | None],
-        strength: Tensor | float,
         hooks: Hooks,
     ) -> Stream:
         with self._held(self.audio_cross_attn, parts):
-            for (entries, audio, _), seen in zip(parts, looks, strict=True):
+            for (entries, audio), seen in zip(parts, looks, strict=True):
+                if audio is None:
+                    continue
                 y = self.audio_cross_attn(
                     stream.tokens[entries],
-                    audio,
+                    audio.tokens,
                     norm=self.norm_x,
                     labels=None if seen is None else label_positions(seen),
                     attend=hooks.attends.audio,
                 )
-                stream = self._added(stream, entries, y, gate=strength)
+                stream = self._added(stream, entries, y, gate=audio.strength)
                 del y
         return stream
 

@@ -28,7 +28,7 @@ from ..errors import InputError
 from ..geometry import GridSize
 from ..protocols import Ops
 from .attention import IMAGE_TOKENS
-from .audio_tokens import AudioProjection, join_speakers
+from .audio_tokens import AudioContext, AudioProjection, join_speakers
 from .block import GELU, Block, Device, LayerNorm, Part
 from .hooks import NO_HOOKS, BlockCall, Hooks
 from .layers import TorchOps
@@ -145,7 +145,7 @@ class MultiTalkModel(nn.Module):
             self.audio_proj = AudioProjection(config.audio, ops=ops, device=device)
 
     def project_audio(self, windows: Tensor) -> Tensor:
-        """Turn a segment's windows into the audio tokens that `forward` takes.
+        """Turn a segment's windows into audio tokens for an `AudioContext`.
 
         Args:
             windows: Wav2vec2 features around each video frame, `(S, T, 5, L, C)`, T = 4n + 1, in
@@ -169,9 +169,7 @@ class MultiTalkModel(nn.Module):
         condition: Tensor,
         text: Tensor,
         image: Tensor,
-        audio: Tensor | Sequence[Tensor] | None = None,
-        token_masks: Tensor | None = None,
-        audio_strength: float = 1.0,
+        audio: AudioContext | Sequence[AudioContext] | None = None,
         hooks: Hooks = NO_HOOKS,
     ) -> Tensor:
         """Predict the velocity of noisy latents.
@@ -183,12 +181,8 @@ class MultiTalkModel(nn.Module):
             condition: Four mask channels, then the encoded photo, `(B, 20, F, h, w)`.
             text: Text tokens, `(B, L, text_dim)`, L at most `text_len`; zero rows fill it up.
             image: CLIP tokens of the photo, `(B, 257, image_dim)`.
-            audio: Audio tokens, `(1 or B, F, S * num_tokens, token_dim)`, or such of one entry for
-                each of the batch, where their numbers of speakers differ; `None` is the base model.
-            token_masks: Where each speaker is on the token grid of one frame, then the background,
-                `(S + 1, h / 2 * w / 2)` for all of the batch or `(B, S + 1, h / 2 * w / 2)` for
-                each, 0 or 1; used only when `audio` holds two speakers.
-            audio_strength: Multiplier of what the voices add; 0 is the base model.
+            audio: Audio of the batch, or one value for each entry if their numbers of speakers
+                differ; `None` is the base model.
             hooks: What a host does inside the blocks.
 
         Returns:
@@ -198,9 +192,7 @@ class MultiTalkModel(nn.Module):
             InputError: If an input does not fit; the message says which.
         """
         grid = _token_grid(latents)
-        parts = self._parts(
-            None if audio_strength == 0.0 else audio, token_masks, latents=latents, grid=grid
-        )
+        parts = self._parts(audio, latents=latents, grid=grid)
         dtype = latents.dtype
         x = self.patch_embedding(torch.cat((latents, condition.to(dtype)), dim=1))
         time = self.time_embedding(time_features(timestep, width=self.config.freq_dim))
@@ -209,19 +201,12 @@ class MultiTalkModel(nn.Module):
         rotation = grid_rotation(
             grid, head_dim=self.config.head_dim, device=x.device, placement=hooks.placement
         )
-        strength = torch.tensor(audio_strength, device="cpu")
         residual = None if self.differentiable else empty_residual(x)
         for index, block in enumerate(self.blocks):
-            run = functools.partial(
-                block,
-                parts=parts,
-                audio_strength=strength,
-                hooks=hooks,
-                residual=residual,
-            )
+            run = functools.partial(block, parts=parts, hooks=hooks, residual=residual)
             x = hooks.around_block(BlockCall(index, run, x, time, steps, context, rotation))
         # In turn: the head's tokens are float32.
-        velocity = [self.head(x[entries], time[entries]) for entries, _, _ in parts]
+        velocity = [self.head(x[entries], time[entries]) for entries, _ in parts]
         return _join_patches(torch.cat(velocity), grid=grid).to(dtype)
 
     def _context(self, text: Tensor, image: Tensor) -> Tensor:
@@ -242,13 +227,12 @@ class MultiTalkModel(nn.Module):
 
     def _parts(
         self,
-        audio: Tensor | Sequence[Tensor] | None,
-        token_masks: Tensor | None,
+        audio: AudioContext | Sequence[AudioContext] | None,
         *,
         latents: Tensor,
         grid: GridSize,
     ) -> list[Part]:
-        """Divide the batch, checking the audio tokens and the masks that two speakers need."""
+        """Divide the batch, and check the audio of each part."""
         batch = latents.shape[0]
         at_once = entries_at_once(grid.frames * grid.height * grid.width)
         if self.differentiable:
@@ -259,31 +243,36 @@ class MultiTalkModel(nn.Module):
         for start in range(0, batch, at_once):
             entries = slice(start, start + at_once)
             heard = audio[start] if isinstance(audio, Sequence) else audio
-            if heard is None:
-                parts.append(Part(entries, None, None))
+            if heard is None or heard.strength == 0.0:
+                parts.append(Part(entries, None))
                 continue
-            heard = (heard[entries] if heard.shape[0] > 1 else heard).to(latents.dtype)
-            masks = self._speaker_regions(heard, token_masks, batch=batch, grid=grid)
-            if masks is not None and masks.ndim == 3:
-                masks = masks[entries]
-            parts.append(Part(entries, heard, masks))
+            tokens, masks = heard.tokens, self._speaker_regions(heard, batch=batch, grid=grid)
+            parts.append(
+                Part(
+                    entries,
+                    AudioContext(
+                        (tokens[entries] if tokens.shape[0] > 1 else tokens).to(latents.dtype),
+                        masks if masks is None or masks.ndim == 2 else masks[entries],
+                        torch.tensor(heard.strength, device="cpu"),
+                    ),
+                )
+            )
         return parts
 
-    def _speaker_regions(
-        self, audio: Tensor, token_masks: Tensor | None, *, batch: int, grid: GridSize
-    ) -> Tensor | None:
-        """Check the audio tokens and give the masks if two speakers need them."""
+    def _speaker_regions(self, audio: AudioContext, *, batch: int, grid: GridSize) -> Tensor | None:
+        """Check the audio and give the token masks if two speakers need them."""
         if self.config.audio is None:
             raise InputError("The model has no audio branch. Load the MultiTalk adapter onto it.")
-        if audio.shape[1] != grid.frames:
+        tokens, token_masks = audio.tokens, audio.token_masks
+        if tokens.shape[1] != grid.frames:
             raise InputError(
-                f"The audio tokens span {audio.shape[1]} latent frames but the video has "
+                f"The audio tokens span {tokens.shape[1]} latent frames but the video has "
                 f"{grid.frames}. Make both for the same segment."
             )
-        num_speakers, rest = divmod(audio.shape[2], self.config.audio.num_tokens)
+        num_speakers, rest = divmod(tokens.shape[2], self.config.audio.num_tokens)
         if rest or not num_speakers:
             raise InputError(
-                f"{audio.shape[2]} audio tokens a frame hold no whole speaker; each has "
+                f"{tokens.shape[2]} audio tokens a frame hold no whole speaker; each has "
                 f"{self.config.audio.num_tokens}. Make them with this model's `project_audio`."
             )
         if num_speakers == 1:
