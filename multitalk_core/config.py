@@ -204,8 +204,8 @@ class SamplingConfig:
             if not 1 <= value <= MAX_SEGMENT_FRAMES or value % 4 != 1:
                 nearest = 4 * min(max(value // 4, 1), MAX_SEGMENT_FRAMES // 4) + 1
                 raise InputError(
-                    f"`{name}` is {value}; it must be 4n + 1 and at most {MAX_SEGMENT_FRAMES}, "
-                    f"such as {nearest}."
+                    f"`{name}` is {value}; it must be a multiple of 4, plus 1, and at most "
+                    f"{MAX_SEGMENT_FRAMES}, such as {nearest}."
                 )
         if self.motion_frames >= self.segment_frames:
             raise InputError(

@@ -86,6 +86,6 @@ class Ops(Protocol):
         """Give the maker of packed inputs, if the layers take any."""
         ...
 
-    def hold(self, layers: nn.Module) -> AbstractContextManager[None]:
-        """Cache what the layers inside `layers` decode or move while the context lasts."""
+    def cache_decoded(self, layers: nn.Module) -> AbstractContextManager[None]:
+        """Cache the decoded weights of the layers inside `layers` for the context."""
         ...

@@ -103,7 +103,7 @@ class SegmentGuider(comfy.samplers.CFGGuider):
         """Plan the passes.
 
         Args:
-            model: A MODEL of ours that can hear.
+            model: A MODEL of ours with audio layers.
             audio: What the segment hears; `LatentGuider` finds it when the latent is known.
             config: Guidance, strength and step cache; the rest is the sampler's.
             fixed: Motion latents to put in place at every call of the model.
@@ -143,7 +143,7 @@ class SegmentGuider(comfy.samplers.CFGGuider):
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Sample as ComfyUI does; the model is loaded by now, so it can hear the voices."""
+        """Sample as ComfyUI does; the model is loaded by now, so it can project the audio."""
         if noise.ndim != 5 or noise.shape[1] != _LATENT_CHANNELS:
             raise InputError(
                 f"The latent has the shape {tuple(noise.shape)}; a video latent (1, 16, frames, "
@@ -252,7 +252,7 @@ class LatentGuider(SegmentGuider):
         """Plan the passes.
 
         Args:
-            model: A MODEL of ours that can hear.
+            model: A MODEL of ours with audio layers.
             speech: What is said in the whole video.
             start_frame: Which video frame the segment begins with.
             masks_at: From the video's size to the token masks.

@@ -146,7 +146,7 @@ class HostSampler:
         """Take the MODEL.
 
         Args:
-            model: A MODEL of ours that can hear.
+            model: A MODEL of ours with audio layers.
             positive: What the CONDITIONING of the prompt holds beside its tokens, such as hooks.
             negative: Likewise.
             sampler_name: One of `SAMPLERS`.

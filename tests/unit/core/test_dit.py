@@ -206,7 +206,10 @@ BAD = {
     "no-masks": (_changed(token_masks=None), "Two speakers need token masks.*got none"),
     "masks-shape": (_changed(token_masks=torch.ones(3, 5)), r"got shape \(3, 5\)"),
     "three-speakers": (_changed(tokens=torch.zeros(1, 3, 9, 10)), "3 speakers.*at most 2"),
-    "no-speaker": (_changed(tokens=torch.zeros(1, 3, 0, 10)), "no whole speaker"),
+    "no-speaker": (
+        _changed(tokens=torch.zeros(1, 3, 0, 10)),
+        "has 0 audio tokens but needs 3 for each",
+    ),
     "audio-length": (_changed(tokens=torch.zeros(1, 4, 3, 10)), "4 latent frames.*has 3"),
 }
 
@@ -219,9 +222,9 @@ def test_dit_input_that_does_not_fit_is_named(changes: dict[str, Any], message: 
 
 def test_dit_base_model_refuses_audio() -> None:
     base = small_model(replace(CONFIG, audio=None))
-    with pytest.raises(InputError, match="no audio branch"):
+    with pytest.raises(InputError, match="no audio layers"):
         _run(small_inputs(), model=base)
-    with pytest.raises(InputError, match="no audio branch"):
+    with pytest.raises(InputError, match="no audio layers"):
         base.project_audio(torch.zeros(1, 9, 5, 2, 8))
 
 
