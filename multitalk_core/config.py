@@ -55,14 +55,8 @@ class AudioConfig:
     ) -> None:
         """Check that the adapter was made for the features of a Wav2Vec2.
 
-        Args:
-            layers: Of the Wav2Vec2.
-            channels: Width of one of its layers.
-            encoder: The Wav2Vec2 for the message.
-            adapter: The adapter for the message.
-
         Raises:
-            InputError: If it was made for others.
+            InputError: If it was not; the message names `encoder` and `adapter`.
         """
         if (layers, channels) != (self.layers, self.channels):
             raise InputError(

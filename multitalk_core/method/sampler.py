@@ -87,22 +87,14 @@ class SegmentSampler(Protocol):
         Raises:
             MultiTalkError: If the latents are no longer finite numbers.
         """
-        ...
 
 
 class EulerSampler:
-    """The transformer with upstream's Euler steps."""
+    """Upstream's Euler steps; the transformer computes in `dtype`."""
 
     def __init__(
         self, transformer: MultiTalkModel, *, dtype: torch.dtype, attends: Attends = PLAIN
     ) -> None:
-        """Take the transformer.
-
-        Args:
-            transformer: Wan2.1 with MultiTalk's audio layers.
-            dtype: What it computes in.
-            attends: The attention backends.
-        """
         self._transformer = transformer
         self._dtype = dtype
         self._hooks = Hooks(attends=attends)

@@ -49,14 +49,9 @@ def moment(timestep: float, schedule: Sequence[float]) -> Moment:
 
 
 def timesteps(steps: int, *, shift: float) -> tuple[float, ...]:
-    """Give the timesteps of a run: `steps` from 1000 down to near 1, shifted, and a final 0.
+    """Return the timesteps of a run: `steps` from 1000 down to near 1, shifted, and a final 0.
 
-    Args:
-        steps: Sampling steps.
-        shift: Above 1, more steps are spent where there is much noise.
-
-    Returns:
-        `steps + 1` falling numbers; step i goes from entry i to entry i + 1.
+    Step i goes from entry i to entry i + 1. A shift above 1 spends more steps at high noise.
     """
     spacing = (NUM_TIMESTEPS - 1) / max(steps - 1, 1)
     even = [NUM_TIMESTEPS - spacing * i for i in range(steps)] + [0.0]

@@ -98,8 +98,8 @@ class RMSNorm(nn.Module):
         )
 
 
-class SelfAttention(nn.Module):
-    """Attention among all video tokens of a segment, rotated by their position in the grid."""
+class _Projections(nn.Module):
+    """The layers that self-attention and cross-attention have in common."""
 
     def __init__(
         self, config: ModelConfig, *, ops: Ops, device: torch.device | str | None = None
@@ -112,6 +112,10 @@ class SelfAttention(nn.Module):
         self.o = ops.Linear(config.dim, config.dim, device=device)
         self.norm_q = RMSNorm(config.dim, eps=config.eps, device=device)
         self.norm_k = RMSNorm(config.dim, eps=config.eps, device=device)
+
+
+class SelfAttention(_Projections):
+    """Attention among all video tokens of a segment, rotated by their position in the grid."""
 
     def forward(
         self,
@@ -136,43 +140,21 @@ class SelfAttention(nn.Module):
         return Heads(q, k, self.v(x).unflatten(-1, (self.num_heads, -1)))
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(_Projections):
     """Attention to the text plus attention to the photo's CLIP tokens."""
 
     def __init__(
         self, config: ModelConfig, *, ops: Ops, device: torch.device | str | None = None
     ) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.q = ops.Linear(config.dim, config.dim, device=device)
-        self.k = ops.Linear(config.dim, config.dim, device=device)
-        self.v = ops.Linear(config.dim, config.dim, device=device)
-        self.o = ops.Linear(config.dim, config.dim, device=device)
-        self.norm_q = RMSNorm(config.dim, eps=config.eps, device=device)
-        self.norm_k = RMSNorm(config.dim, eps=config.eps, device=device)
+        super().__init__(config, ops=ops, device=device)
         self.k_img = ops.Linear(config.dim, config.dim, device=device)
         self.v_img = ops.Linear(config.dim, config.dim, device=device)
         self.norm_k_img = RMSNorm(config.dim, eps=config.eps, device=device)
 
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor,
-        *,
-        norm: Norm,
-        attends: Attends = PLAIN,
+        self, x: Tensor, context: Tensor, *, norm: Norm, attends: Attends = PLAIN
     ) -> Tensor:
-        """Attend to photo and text.
-
-        Args:
-            x: Video tokens, `(B, N, dim)`.
-            norm: Applied to `x`.
-            context: `(B, 257 + text_len, dim)`, image tokens first.
-            attends: The attention backends.
-
-        Returns:
-            `(B, N, dim)`.
-        """
+        """Attend from video tokens `(B, N, dim)` to `(B, 257 + text_len, dim)`, image first."""
         q = self.norm_q(self.q(norm(x))).unflatten(-1, (self.num_heads, -1))
         k, v = self._keys(context[:, IMAGE_TOKENS:], of_image=False)
         of_text = attends.text(q, k, v).flatten(2)
@@ -220,17 +202,10 @@ class AudioAttention(nn.Module):
         labels: Tensor | None = None,
         attend: Attend = attend,
     ) -> Tensor:
-        """Attend to the audio tokens.
+        """Attend from video tokens `(B, N, dim)` to audio tokens `(1 or B, F, M, token_dim)`.
 
-        Args:
-            x: Video tokens, `(B, N, dim)`, N = F x tokens of a frame.
-            audio: Audio tokens, `(1 or B, F, M, token_dim)`, speaker 1 first.
-            norm: Applied to `x`.
-            labels: Label of every video token, `(B, N)`; `None` for one speaker: no rotation.
-            attend: The attention backend.
-
-        Returns:
-            `(B, N, dim)`.
+        `labels` is the label of every video token, `(B, N)`; `None`, for one speaker, rotates
+        nothing.
         """
         batch, frames = x.shape[0], audio.shape[1]
         q, k, v = self.project(norm(x), audio, labels=labels)

@@ -167,8 +167,8 @@ def test_engine_passes_leave_out_what_their_names_say() -> None:
 
 def test_speech_windows_of_segments_are_cut_from_those_of_the_whole() -> None:
     speech = Speech(features=voices(2, num_frames=30), num_frames=25)
-    whole = speech.windows(Segment(0, 25, 1, slice(0, 25)))
-    part = speech.windows(Segment(8, 21, 5, slice(5, 13)))
+    whole = speech.windows(Segment(0, 25, slice(0, 25)))
+    part = speech.windows(Segment(8, 21, slice(5, 13)))
     assert whole.shape == (2, 25, 5, AUDIO.layers, AUDIO.channels)
     assert torch.equal(part, whole[:, 8:21])
 
