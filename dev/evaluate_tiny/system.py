@@ -20,8 +20,7 @@ from ...multitalk_core.config import SamplingConfig
 from ...multitalk_core.engine import Engine
 from ...multitalk_core.geometry import Box, Size
 from ...multitalk_core.inputs.features import audio_features
-from ...multitalk_core.inputs.scene import Scene as SceneOfEngine
-from ...multitalk_core.inputs.scene import Text, compose
+from ...multitalk_core.inputs.scene import Scene, Text, compose
 from ...multitalk_core.inputs.speech import Speech
 from ...multitalk_core.method.sampler import EulerSampler
 from ...multitalk_core.method.segments import TAIL_FRAMES
@@ -35,7 +34,7 @@ from ...wan_gguf_loader.files import open_weights
 from ..tiny.files import TrainedSet
 from ..train_tiny.clips import MOTION_FRAMES
 from ..train_tiny.vae import TinyVAE, load_vae
-from .scenes import Scene, Voice
+from .scenes import DrawnPhoto, Utterance
 
 SEGMENT_FRAMES = 33
 SAMPLING = SamplingConfig(
@@ -99,12 +98,12 @@ class System:
         self._images = load_image_encoder(files.clip_vision, **placed)
         self._texts = load_text_encoder(files.text_encoder, **placed)
         self._ears = files.load_wav2vec2()
-        self._heard: dict[int, tuple[Voice, Tensor]] = {}
+        self._heard: dict[int, tuple[Utterance, Tensor]] = {}
 
     def film(
         self,
-        scene: Scene,
-        voices: Sequence[Voice],
+        scene: DrawnPhoto,
+        voices: Sequence[Utterance],
         *,
         num_frames: int,
         places: Sequence[int] | None = None,
@@ -146,7 +145,7 @@ class System:
         )
         encoded = Text(text, negative_text[0] if negative_text else None)
         parts = engine.segments(
-            SceneOfEngine(
+            Scene(
                 picture=compose(scene.photo, regions, size=size),
                 speech=Speech(features=tuple(map(self._hear, voices)), num_frames=num_frames),
                 text_at=lambda _: encoded,
@@ -156,7 +155,7 @@ class System:
         )
         return (torch.cat([part.frames for part in parts], dim=1) / 2 + 0.5).clamp(0, 1)
 
-    def _hear(self, voice: Voice) -> Tensor:
+    def _hear(self, voice: Utterance) -> Tensor:
         key = id(voice)  # kept with the features, so that no later voice has it
         if key not in self._heard:
             features = audio_features(self._ears, voice.track, tail_frames=TAIL_FRAMES)
