@@ -82,8 +82,7 @@ class LoadAdapter(io.ComfyNode):
             search_aliases=["multitalk", "infinitetalk", "audio module"],
             inputs=[
                 io.Model.Input(
-                    "model",
-                    tooltip="The base model, from Load Wan2.1 (GGUF) or a LoRA loader.",
+                    "model", tooltip="The base model, from Load Wan2.1 (GGUF) or a LoRA loader."
                 ),
                 _file(
                     "adapter",
@@ -126,7 +125,7 @@ class LoadWav2Vec2(io.ComfyNode):
                     "chinese-wav2vec2-base as safetensors, in models/audio_encoders or "
                     "models/wav2vec2. Other Wav2Vec2 models of this size load too, but "
                     "MultiTalk was not trained with them.",
-                ),
+                )
             ],
             outputs=[
                 Wav2Vec2.Output(
@@ -162,7 +161,7 @@ class LoadUMT5(io.ComfyNode):
                     folders.TEXT_ENCODER,
                     "umt5_xxl as safetensors (repackaged by Comfy-Org) or GGUF (by city96), "
                     "in models/text_encoders or models/clip.",
-                ),
+                )
             ],
             outputs=[io.Clip.Output(tooltip="The text encoder, for CLIP Text Encode.")],
         )
@@ -193,7 +192,7 @@ class LoadCLIPVision(io.ComfyNode):
                     "clip_vision",
                     folders.CLIP_VISION,
                     "clip_vision_h.safetensors, in models/clip_vision.",
-                ),
+                )
             ],
             outputs=[io.ClipVision.Output(tooltip="The image encoder, for MultiTalk Sampler.")],
         )

@@ -129,12 +129,7 @@ class EulerSampler:
             return guidance.combine(passes, found)
 
         return euler(
-            noise,
-            guided,
-            schedule=schedule,
-            motion=motion,
-            generator=generator,
-            on_step=on_step,
+            noise, guided, schedule=schedule, motion=motion, generator=generator, on_step=on_step
         )
 
     def velocities(

@@ -133,9 +133,5 @@ def later_frames(windows: Tensor) -> Tensor:
     num_groups = windows.shape[1] // FRAME_STRIDE
     groups = torch.unflatten(windows[:, 1:], 1, (num_groups, FRAME_STRIDE))
     centre = AUDIO_WINDOW // 2
-    slots = (
-        groups[:, :, 0, : centre + 1],
-        groups[:, :, 1:-1, centre],
-        groups[:, :, -1, centre:],
-    )
+    slots = (groups[:, :, 0, : centre + 1], groups[:, :, 1:-1, centre], groups[:, :, -1, centre:])
     return torch.cat(slots, dim=2).flatten(2)

@@ -164,7 +164,4 @@ def _sage() -> Attend:
 
 
 _TORCH = Backend("torch", torch_attention)
-_PACKAGES = {
-    "flash": _Package("flash-attn-4", _flash),
-    "sage": _Package("sageattention", _sage),
-}
+_PACKAGES = {"flash": _Package("flash-attn-4", _flash), "sage": _Package("sageattention", _sage)}

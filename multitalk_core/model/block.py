@@ -107,12 +107,7 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        ops: Ops,
-        device: Device = None,
-        differentiable: bool = False,
+        self, config: ModelConfig, *, ops: Ops, device: Device = None, differentiable: bool = False
     ) -> None:
         super().__init__()
         dim, eps = config.dim, config.eps
@@ -181,10 +176,7 @@ class Block(nn.Module):
         with self._cached(self.cross_attn, parts):
             for entries, _ in parts:
                 y = self.cross_attn(
-                    stream.tokens[entries],
-                    context[entries],
-                    norm=self.norm3,
-                    attends=hooks.attends,
+                    stream.tokens[entries], context[entries], norm=self.norm3, attends=hooks.attends
                 )
                 stream = self._add(stream, entries, y)
                 del y

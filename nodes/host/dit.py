@@ -65,7 +65,7 @@ class HostMultiTalk(MultiTalkModel):
         transformer_options: dict[str, Any] | None = None,
         **conditions: Any,
     ) -> Tensor:
-        """Predict the velocity.
+        """Predict the velocity `(B, 16, F, h, w)`, called as ComfyUI calls its Wan model.
 
         Args:
             latents: Channels of noisy latents (16), mask (4) and photo (16), `(B, 36, F, h, w)`.
@@ -76,9 +76,6 @@ class HostMultiTalk(MultiTalkModel):
             transformer_options: Patches and options that nodes have set.
             **conditions: `audio` (audio tokens, or a list of one entry each), `token_masks` and
                 `audio_strength`, see `AudioContext`; unknown conditions are ignored.
-
-        Returns:
-            Velocity, `(B, 16, F, h, w)`.
 
         Raises:
             InputError: If an input does not fit; the message says which.
@@ -133,10 +130,7 @@ class HostMultiTalk(MultiTalkModel):
             image=clip_fea,
             audio=contexts[0] if isinstance(audio, Tensor) else contexts or None,
             hooks=wan_hooks(
-                transformer_options,
-                x=x,
-                num_blocks=len(self.blocks),
-                attention=self.attention,
+                transformer_options, x=x, num_blocks=len(self.blocks), attention=self.attention
             ),
         )
         return velocity[..., :height, :width]

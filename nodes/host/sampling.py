@@ -19,12 +19,7 @@ from torch import Generator, Tensor
 
 from ...multitalk_core.config import SamplingConfig
 from ...multitalk_core.method.conditioning import Motion
-from ...multitalk_core.method.sampler import (
-    OnSamplerStep,
-    SegmentInputs,
-    euler,
-    require_finite,
-)
+from ...multitalk_core.method.sampler import OnSamplerStep, SegmentInputs, euler, require_finite
 from ...multitalk_core.method.schedule import NUM_TIMESTEPS, timesteps
 from .guider import Audio, FixedMotion, SegmentGuider
 
@@ -159,10 +154,7 @@ class HostSampler:
             if own
             else comfy.samplers.sampler_object(self._sampler_name),
             schedule(
-                model,
-                scheduler=self._scheduler,
-                sampler_name=self._sampler_name,
-                config=config,
+                model, scheduler=self._scheduler, sampler_name=self._sampler_name, config=config
             ),
             callback=_callback(on_step),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,

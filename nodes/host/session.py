@@ -38,10 +38,7 @@ class Session:
     def engine(self, sampler: SegmentSampler) -> Engine:
         """Give the engine of the run."""
         return Engine(
-            sampler=sampler,
-            vae=self.vae,
-            image_encoder=self.image_encoder,
-            device=self._device,
+            sampler=sampler, vae=self.vae, image_encoder=self.image_encoder, device=self._device
         )
 
     def reporter(self) -> Reporter:
