@@ -60,14 +60,8 @@ class AudioConfig:
     ) -> None:
         """Check that the adapter was made for the features of a Wav2Vec2.
 
-        Args:
-            layers: Of the Wav2Vec2.
-            channels: Width of one of its layers.
-            encoder: The Wav2Vec2 for the message.
-            adapter: The adapter for the message.
-
         Raises:
-            InputError: If it was made for others.
+            InputError: If it was not; the message names `encoder` and `adapter`.
         """
         if (layers, channels) != (self.layers, self.channels):
             raise InputError(
@@ -206,8 +200,8 @@ class SamplingConfig:
             if not 1 <= value <= MAX_SEGMENT_FRAMES or value % 4 != 1:
                 nearest = 4 * min(max(value // 4, 1), MAX_SEGMENT_FRAMES // 4) + 1
                 raise InputError(
-                    f"`{name}` is {value}; it must be 4n + 1 and at most {MAX_SEGMENT_FRAMES}, "
-                    f"such as {nearest}."
+                    f"`{name}` is {value}; it must be a multiple of 4, plus 1, and at most "
+                    f"{MAX_SEGMENT_FRAMES}, such as {nearest}."
                 )
         if self.motion_frames >= self.segment_frames:
             raise InputError(

@@ -69,7 +69,7 @@ class Finished(NamedTuple):
 
 
 class Engine:
-    """The loaded parts that make videos."""
+    """The loaded parts that make videos; frames are computed on `device`."""
 
     def __init__(
         self,
@@ -79,14 +79,6 @@ class Engine:
         image_encoder: ImageEncoder,
         device: torch.device | str,
     ) -> None:
-        """Take the parts.
-
-        Args:
-            sampler: Turns noise into the latents of a segment.
-            vae: The video autoencoder; takes and gives tensors on any device.
-            image_encoder: The CLIP vision tower; likewise.
-            device: Where the frames are worked on.
-        """
         self._sampler = sampler
         self._vae = vae
         self._image_encoder = image_encoder
@@ -173,19 +165,15 @@ class Engine:
             )
             tail = joined.tail
             motion_frames = frames[:, :, -config.motion_frames :]
-            last = index + 1 == len(chosen.segments)
-            after = (
-                None
-                if last
-                else SegmentState(
-                    num_done=index + 1,
-                    motion_frames=motion_frames.cpu(),
-                    tail=tail,
-                    generator=generator.get_state(),
-                    settings=settings,
-                )
+            after = SegmentState(
+                num_done=index + 1,
+                motion_frames=motion_frames.cpu(),
+                tail=tail,
+                generator=generator.get_state(),
+                settings=settings,
             )
-            yield Finished(joined.final, after)
+            last = index + 1 == len(chosen.segments)
+            yield Finished(joined.final, None if last else after)
             del joined  # the caller's now, and large: do not keep it while the next one is sampled
 
     def _prepare(self, photo: Tensor, *, size: Size) -> Tensor:

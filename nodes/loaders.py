@@ -16,6 +16,10 @@ from .sockets import Wav2Vec2
 _CATEGORY = "MultiTalk/loaders"
 
 
+def _file(name: str, folder: folders.ModelFolder, tooltip: str) -> io.Combo.Input:
+    return io.Combo.Input(name, options=folder.choices(), tooltip=tooltip)
+
+
 class LoadWan(io.ComfyNode):
     """Load Wan2.1 (GGUF)."""
 
@@ -31,13 +35,11 @@ class LoadWan(io.ComfyNode):
             ),
             search_aliases=["gguf", "wan", "unet loader", "diffusion model"],
             inputs=[
-                io.Combo.Input(
+                _file(
                     "base",
-                    options=folders.BASE.choices(),
-                    tooltip=(
-                        "A Wan2.1 I2V 14B file (480P or 720P) in models/diffusion_models or "
-                        "models/unet. Q4_K_M needs 11 GB of main memory."
-                    ),
+                    folders.BASE,
+                    "A Wan2.1 I2V 14B file (480P or 720P) in models/diffusion_models or "
+                    "models/unet. Q4_K_M needs 11 GB of main memory.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -82,16 +84,13 @@ class LoadAdapter(io.ComfyNode):
             search_aliases=["multitalk", "infinitetalk", "audio module"],
             inputs=[
                 io.Model.Input(
-                    "model",
-                    tooltip="The base model, from Load Wan2.1 (GGUF) or a LoRA loader.",
+                    "model", tooltip="The base model, from Load Wan2.1 (GGUF) or a LoRA loader."
                 ),
-                io.Combo.Input(
+                _file(
                     "adapter",
-                    options=folders.ADAPTER.choices(),
-                    tooltip=(
-                        "multitalk.safetensors or an InfiniteTalk file of any precision, in "
-                        "models/model_patches, models/diffusion_models or models/loras."
-                    ),
+                    folders.ADAPTER,
+                    "multitalk.safetensors or an InfiniteTalk file of any precision, in "
+                    "models/model_patches, models/diffusion_models or models/loras.",
                 ),
             ],
             outputs=[
@@ -174,15 +173,13 @@ class LoadWav2Vec2(io.ComfyNode):
             description="Loads the voice encoder that MultiTalk was trained with.",
             search_aliases=["audio encoder", "chinese-wav2vec2-base"],
             inputs=[
-                io.Combo.Input(
+                _file(
                     "wav2vec2",
-                    options=folders.WAV2VEC2.choices(),
-                    tooltip=(
-                        "chinese-wav2vec2-base as safetensors, in models/audio_encoders or "
-                        "models/wav2vec2. Other Wav2Vec2 models of this size load too, but "
-                        "MultiTalk was not trained with them."
-                    ),
-                ),
+                    folders.WAV2VEC2,
+                    "chinese-wav2vec2-base as safetensors, in models/audio_encoders or "
+                    "models/wav2vec2. Other Wav2Vec2 models of this size load too, but "
+                    "MultiTalk was not trained with them.",
+                )
             ],
             outputs=[
                 Wav2Vec2.Output(
@@ -213,15 +210,13 @@ class LoadUMT5(io.ComfyNode):
             description="Loads Wan2.1's text encoder from a safetensors or GGUF file.",
             search_aliases=["umt5", "t5", "clip loader", "text encoder"],
             inputs=[
-                io.Combo.Input(
+                _file(
                     "text_encoder",
-                    options=folders.TEXT_ENCODER.choices(),
-                    tooltip=(
-                        "umt5_xxl as safetensors (by Comfy-Org or Kijai) or GGUF (by city96), "
-                        "in models/text_encoders or models/clip. Kijai's files need spiece.model "
-                        "of google/umt5-xxl beside them."
-                    ),
-                ),
+                    folders.TEXT_ENCODER,
+                    "umt5_xxl as safetensors (by Comfy-Org or Kijai) or GGUF (by city96), "
+                    "in models/text_encoders or models/clip. Kijai's files need spiece.model "
+                    "of google/umt5-xxl beside them.",
+                )
             ],
             outputs=[io.Clip.Output(tooltip="The text encoder, for CLIP Text Encode.")],
         )
@@ -248,14 +243,12 @@ class LoadCLIPVision(io.ComfyNode):
             description="Loads Wan2.1's image encoder (CLIP ViT-H).",
             search_aliases=["clip vision loader"],
             inputs=[
-                io.Combo.Input(
+                _file(
                     "clip_vision",
-                    options=folders.CLIP_VISION.choices(),
-                    tooltip=(
-                        "clip_vision_h.safetensors or another file of CLIP ViT-H, such as Kijai's "
-                        "open-clip file, in models/clip_vision."
-                    ),
-                ),
+                    folders.CLIP_VISION,
+                    "clip_vision_h.safetensors or another file of CLIP ViT-H, such as Kijai's "
+                    "open-clip file, in models/clip_vision.",
+                )
             ],
             outputs=[io.ClipVision.Output(tooltip="The image encoder, for MultiTalk Sampler.")],
         )

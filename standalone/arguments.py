@@ -179,9 +179,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "scale of the audio guidance; 1 turns it off (4, quick 2, flashtalk 1)", "X")
     add("--audio-strength", float, "multiplier of the audio layers", "X",
         default=defaults.audio_strength)
-    add("--segment-frames", int, "frames sampled at once, 4n + 1 (81, flashtalk 33)", "N")
+    add("--segment-frames", int,
+        "frames sampled at once: a multiple of 4, plus 1 (81, flashtalk 33)", "N")
     add("--motion-frames", int,
-        "frames repeated from the segment before, 4n + 1 (25, infinitetalk 9, flashtalk 5)", "N")
+        "frames repeated from the previous segment: a multiple of 4, plus 1 (25, infinitetalk 9, "
+        "flashtalk 5)", "N")
     add("--seed", _seed, "seed of all noise, 0 to 2^64 - 1", "N", default=42)
 
 
@@ -249,7 +251,7 @@ def _speakers(options: argparse.Namespace) -> tuple[SpeakerFiles, ...]:
 
 
 def _argument(convert: Callable[[str], object]) -> Callable[[str], object]:
-    """Turn an `InputError` into argparse's own error, which names the argument."""
+    """Turn an `InputError` into argparse's error, which names the argument."""
 
     def converted(text: str) -> object:
         try:

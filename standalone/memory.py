@@ -1,8 +1,8 @@
 """Estimate of the card memory that a run needs, and the plans to choose from.
 
-Three plans, each slower or less exact than the one before it and in need of less memory. Two kinds
-of work take turns on the card beside the transformer's weights: sampling, and the visits of the
-video VAE and of the image encoder; the larger of them counts.
+Three plans; each needs less memory than the one before it, but is slower or less exact. Beside the
+transformer's weights, the card holds the activations of sampling, or the video VAE, or the image
+encoder, one at a time; the largest of them counts.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _SLACK = 1.03
 _VAE_WIDTHS = 57
 """Tensors of one frame x the VAE's width alive at once in its last block: 11 kB a pixel in
 bfloat16, so 4.8 GB at 832x480 with weights and frames, as measured on an H200."""
-VISITOR_SLACK = 1.1
-"""What a text or image encoder needs, in units of its weights."""
+ENCODER_SLACK = 1.1
+"""Memory of a text or image encoder at work, as a multiple of its weights."""
 _BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
 """The block number in a tensor's name, in any spelling of LoRA files."""
 
@@ -168,7 +168,7 @@ def estimate(plan: Plan, work: Workload) -> int:
     at_work = max(
         work.sampling_bytes(),
         work.vae_bytes_at_work(tiled=plan.tiled),
-        int(work.image_encoder_bytes * VISITOR_SLACK),
+        int(work.image_encoder_bytes * ENCODER_SLACK),
     )
     return work.transformer.on_card(plan) + at_work
 

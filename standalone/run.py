@@ -1,8 +1,7 @@
-"""One video from request to file: read, check, listen, encode the text, load, sample, write.
+"""One video from request to file: read and check inputs, encode them, load, sample, write.
 
-The order puts what fails cheaply first: a wrong photo, voice or weights file is reported before
-the long loading, and the video file is begun before the long sampling. The method itself is
-`multitalk_core.engine.Engine`.
+Mistakes are found early: a wrong photo, voice or weights file is reported before the long loading,
+and the video file is opened before the long sampling. `multitalk_core.engine.Engine` is the method.
 """
 
 from __future__ import annotations
@@ -53,15 +52,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What came out; `--json` writes it.
+    """Facts about the finished video; `--json` writes them.
 
     Attributes:
         attention: Attention backend of the video tokens: `torch`, `flash` or `sage`.
         loras: What each LoRA changed, in a line.
-        streamed: Whether the transformer's blocks came from main memory one by one.
+        streamed: Whether the transformer's blocks were streamed from main memory.
         tiled: Whether the VAE worked in tiles.
-        timings: Seconds each stage took.
-        peak_memory_bytes: Of the card; on a CPU of the process, `None` where that is unknown.
+        timings: Seconds of each stage.
+        peak_memory_bytes: Of the card, on a CPU of the process; `None` if unknown.
     """
 
     output: str
@@ -105,7 +104,7 @@ def workload(
 
 
 class _VoiceEncoder:
-    """Wav2Vec2 that visits the device while it listens."""
+    """Wav2Vec2, moved to the device for each track and back."""
 
     def __init__(self, model: Wav2Vec2Model, device: torch.device) -> None:
         self._model = model
@@ -113,8 +112,8 @@ class _VoiceEncoder:
 
     def features(self, track: Tensor) -> Tensor:
         with on_device(self._model, self._device):
-            heard = audio_features(self._model, track.to(self._device), tail_frames=TAIL_FRAMES)
-        return heard.cpu()
+            found = audio_features(self._model, track.to(self._device), tail_frames=TAIL_FRAMES)
+        return found.cpu()
 
 
 class _Stopwatch:
@@ -254,7 +253,7 @@ def _encode_text(
 ) -> Text:
     streamed = request.offload == "blocks"
     if request.offload == "auto":
-        needed = held_bytes(files.text_encoder, dtype) * memory.VISITOR_SLACK
+        needed = held_bytes(files.text_encoder, dtype) * memory.ENCODER_SLACK
         streamed = needed > memory.free_bytes(device)
     encoder = load_text_encoder(files.text_encoder, device=device, dtype=dtype, streamed=streamed)
     prompts = [request.prompt]
@@ -267,7 +266,7 @@ def _encode_text(
 def _plan(
     files: OpenFiles, request: Request, *, size: Size, device: torch.device, dtype: torch.dtype
 ) -> memory.Plan:
-    """Choose how the card's memory is used, while everything is still on disk."""
+    """Choose the memory plan from the files' headers, before weights are loaded."""
     if device.type == "cpu" or request.offload == "none":
         return memory.RESIDENT
     if request.offload == "blocks":

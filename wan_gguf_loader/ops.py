@@ -71,8 +71,8 @@ class GGUFLinear(nn.Module):
         self.register_buffer("weight", zeros)
         self.register_buffer("bias", zeros.new_zeros(out_features) if bias else None)
         self.changes = None
-        self._holds = False
-        self._held: _Ready | None = None
+        self._caches = False
+        self._cached: _Ready | None = None
 
     @property
     def weight_type(self) -> str:
@@ -146,33 +146,29 @@ class GGUFLinear(nn.Module):
             weight = change.add_to(weight)
         return weight.to(dtype)
 
-    def hold(self) -> None:
-        """Cache the decoded weight from the next `forward` until `release`."""
-        self._holds = True
-
-    def release(self) -> None:
-        """Drop the cached weight."""
-        self._holds, self._held = False, None
+    def cache_decoded(self, *, enabled: bool) -> None:
+        """Cache the decoded weight from the next `forward` on, or drop it and stop caching."""
+        self._caches, self._cached = enabled, None
 
     def forward(self, x: Tensor | Int8Rows) -> Tensor:
         """Apply the layer to `(..., in_features)`; the result has the input's dtype.
 
         An int8 layer also takes rows that `GGUFOps.feed` has quantised.
         """
-        ready = self.held_for(x)
+        ready = self.cached_for(x)
         if ready is None:
             weight = self.dequantized_weight(x.dtype, x.device)
             bias = None if self.bias is None else self.bias.to(device=x.device, dtype=x.dtype)
             ready = self.rounded(weight, x), bias
-        if self._holds:
-            self._held = ready
+        if self._caches:
+            self._cached = ready
         return self.multiply(x, *ready)
 
-    def held_for(self, x: Tensor | Int8Rows) -> _Ready | None:
+    def cached_for(self, x: Tensor | Int8Rows) -> _Ready | None:
         """Give the cached weight and bias if their form fits `x`, else None."""
-        if self._held is None or isinstance(self._held[0], Int8Rows) != self._in_int8(x):
+        if self._cached is None or isinstance(self._cached[0], Int8Rows) != self._in_int8(x):
             return None
-        return self._held
+        return self._cached
 
     def rounded(self, weight: Tensor, x: Tensor | Int8Rows) -> Tensor | Int8Rows:
         """Quantise a decoded weight if the product with `x` is in int8."""
@@ -273,13 +269,13 @@ class GGUFOps:
 
     @staticmethod
     @contextlib.contextmanager
-    def hold(layers: nn.Module) -> Iterator[None]:
+    def cache_decoded(layers: nn.Module) -> Iterator[None]:
         """Cache the decoded weights of all `GGUFLinear` inside `layers` for the context."""
         linears = [module for module in layers.modules() if isinstance(module, GGUFLinear)]
         for layer in linears:
-            layer.hold()
+            layer.cache_decoded(enabled=True)
         try:
             yield
         finally:
             for layer in linears:
-                layer.release()
+                layer.cache_decoded(enabled=False)

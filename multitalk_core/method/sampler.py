@@ -10,7 +10,7 @@ and at the end. Latents stay float32; the model computes in its dtype.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from ..config import SamplingConfig
 from ..errors import MultiTalkError
 from ..inputs.scene import Text
 from ..model.attention import PLAIN, Attends
+from ..model.audio_tokens import AudioContext
 from ..model.dit import MultiTalkModel
 from ..model.hooks import Hooks
 from .conditioning import Condition, Motion, draw_noise
@@ -87,22 +88,14 @@ class SegmentSampler(Protocol):
         Raises:
             MultiTalkError: If the latents are no longer finite numbers.
         """
-        ...
 
 
 class EulerSampler:
-    """The transformer with upstream's Euler steps."""
+    """Upstream's Euler steps; the transformer computes in `dtype`."""
 
     def __init__(
         self, transformer: MultiTalkModel, *, dtype: torch.dtype, attends: Attends = PLAIN
     ) -> None:
-        """Take the transformer.
-
-        Args:
-            transformer: Wan2.1 with MultiTalk's audio layers.
-            dtype: What it computes in.
-            attends: The attention backends.
-        """
         self._transformer = transformer
         self._dtype = dtype
         self._hooks = Hooks(attends=attends)
@@ -158,12 +151,15 @@ class EulerSampler:
             one.to(device, dtype) for one in (inputs.condition.channels(), inputs.condition.image)
         )
         windows = inputs.windows.to(device, dtype)
-        voiced, silence = (transformer.project_audio(one) for one in (windows, silent(windows)))
+        masks = None if inputs.token_masks is None else inputs.token_masks.to(device)
+        voiced, silence = (
+            AudioContext(transformer.project_audio(one), masks, audio_strength)
+            for one in (windows, silent(windows))
+        )
         prompt, negative = inputs.text
         text = Text(
             prompt.to(device, dtype), None if negative is None else negative.to(device, dtype)
         )
-        masks = None if inputs.token_masks is None else inputs.token_masks.to(device)
 
         def predict(latents: Tensor, timestep: float, passes: Sequence[Pass]) -> list[Tensor]:
             count = len(passes)
@@ -174,8 +170,6 @@ class EulerSampler:
                 text=_prompts(text, passes),
                 image=image.expand(count, -1, -1),
                 audio=_join([voiced if one.voice else silence for one in passes]),
-                token_masks=masks,
-                audio_strength=audio_strength,
                 hooks=self._hooks,
             )
             return list(velocity.float().chunk(count))
@@ -191,9 +185,11 @@ def _prompts(text: Text, passes: Sequence[Pass]) -> Tensor:
     return torch.cat([pad(prompt, (0, 0, 0, length - prompt.shape[1])) for prompt in prompts])
 
 
-def _join(audio: list[Tensor]) -> Tensor | list[Tensor]:
-    """Join the audio tokens of the passes, where all have those of as many speakers."""
-    return torch.cat(audio) if len({one.shape for one in audio}) == 1 else audio
+def _join(audio: list[AudioContext]) -> AudioContext | list[AudioContext]:
+    """Join the audio of the passes if all have the same number of speakers."""
+    if len({one.tokens.shape for one in audio}) > 1:
+        return audio
+    return replace(audio[0], tokens=torch.cat([one.tokens for one in audio]))
 
 
 def euler(

@@ -53,17 +53,10 @@ def moment(timestep: float, schedule: Sequence[float]) -> Moment:
 
 
 def timesteps(steps: int, *, shift: float, method: Method = "multitalk") -> tuple[float, ...]:
-    """Give the timesteps of a run: `steps` from 1000 down to near 1, shifted, and a final 0.
+    """Return the timesteps of a run: `steps` from 1000 down to near 1, shifted, and a final 0.
 
+    Step i goes from entry i to entry i + 1. A shift above 1 spends more steps at high noise.
     FlashTalk's last step begins at 1000 / steps instead, so that all are equally long.
-
-    Args:
-        steps: Sampling steps.
-        shift: Above 1, more steps are spent where there is much noise.
-        method: Whose schedule.
-
-    Returns:
-        `steps + 1` falling numbers; step i goes from entry i to entry i + 1.
     """
     spacing = (NUM_TIMESTEPS - 1) / max(steps - 1, 1)
     if method == "flashtalk":

@@ -178,11 +178,7 @@ def compute_dtype() -> torch.dtype:
 def _like(net: HostMultiTalk, config: ModelConfig, *, adapter: str) -> HostMultiTalk:
     """Make an empty transformer with the dtype, precision and attention of `net`."""
     return HostMultiTalk(
-        config,
-        dtype=net.dtype,
-        precision=net.precision,
-        attention=net.attention,
-        adapter=adapter,
+        config, dtype=net.dtype, precision=net.precision, attention=net.attention, adapter=adapter
     )
 
 

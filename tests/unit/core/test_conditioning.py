@@ -27,7 +27,7 @@ def picture() -> Tensor:
 def condition(method: str, *, later: bool) -> Condition:
     frames = torch.rand(1, 3, 5, 16, 32, generator=seeded()) * 2 - 1
     return condition_segment(
-        Segment(4, 13, 5, slice(5, 9)) if later else Segment(0, 9, 1, slice(0, 9)),
+        Segment(4, 13, slice(5, 9)) if later else Segment(0, 9, slice(0, 9)),
         method=method,
         picture=picture(),
         motion_frames=frames if later else None,

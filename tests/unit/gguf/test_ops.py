@@ -207,7 +207,7 @@ def test_held_layers_decode_once_and_forget_afterwards() -> None:
     x = normal(5, IN, seed=1)
     expected = linear(x)
     stored = linear.weight
-    with GGUFOps.hold(nn.Sequential(linear)):
+    with GGUFOps.cache_decoded(nn.Sequential(linear)):
         assert torch.equal(linear(x), expected)
         linear.weight = torch.zeros_like(stored)  # what is held no longer looks at the bytes
         assert torch.equal(linear(x), expected)

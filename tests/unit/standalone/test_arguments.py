@@ -81,7 +81,7 @@ def test_largest_seed_is_the_runs() -> None:
         (("--seed", str(2**64)), "argument --seed: '18446744073709551616' is no seed"),
         (("--seed=-1",), "'-1' is no seed; give a whole number from 0 to"),
         (("--seed", "1e3"), "'1e3' is no seed"),
-        (("--motion-frames", "0"), "`motion_frames` is 0; it must be 4n"),
+        (("--motion-frames", "0"), "`motion_frames` is 0; it must be a multiple of 4, plus 1"),
         (("--segment-frames", "1005"), "`segment_frames` is 1005.*at most 1001, such as 1001"),
         (("--segment-frames", "1" + "0" * 400), "`segment_frames` is 1000.*at most 1001"),
         (("--steps", "1" + "0" * 400), "`steps` is 1000"),
