@@ -28,14 +28,12 @@ from .types import PLAIN_DTYPES, StoredTensor
 
 Form = Literal["rows", "plain", "blocks", "tiles", "fp4"]
 
-_WEIGHT = ".weight"
-_SCALE_ENDS = (
-    *(".scale_weight", ".weight_scale", ".weight_scale_inv", ".weight.scale", ".weight_scales"),
-)
-_SECOND_END = ".weight_scale_2"
-_INPUT_ENDS = (".scale_input", ".input_scale")
+_WEIGHT = "weight"  # after a dot, or after the underscore of torch's `in_proj_weight`
+_SCALE_ENDS = ("scale_weight", "weight_scale", "weight_scale_inv", "weight.scale", "weight_scales")
+_SECOND_END = "weight_scale_2"
+_INPUT_ENDS = ("scale_input", "input_scale")
 """Scales of a layer's input: only a product in fp8 needs them."""
-_FORMAT_END = ".comfy_quant"
+_FORMAT_END = "comfy_quant"
 _MARKERS = ("scaled_fp8", ".scaled_fp8")
 _LAYERS_KEY = "_quantization_metadata"
 _FORMATS = {
@@ -120,7 +118,7 @@ def group_scales(tensors: Mapping[str, StoredTensor], metadata: Mapping[str, obj
     absorbed = {name for name in tensors if name in _MARKERS or name.endswith(_MARKERS[1])}
     for name, weight in tensors.items():
         stem = name.removesuffix(_WEIGHT)
-        if stem == name:
+        if stem == name or not stem.endswith((".", "_")):
             continue
         absorbed |= {stem + end for end in _INPUT_ENDS if stem + end in tensors}
         scales = [stem + end for end in _SCALE_ENDS if stem + end in tensors]
@@ -150,7 +148,7 @@ def _format_of(
 ) -> str | None:
     """Give the `comfy_quant` format of a layer; None if nothing says one."""
     stored = tensors.get(stem + _FORMAT_END)
-    value = layers.get(stem)
+    value = layers.get(stem.removesuffix("."))
     if stored is not None:
         try:
             value = json.loads(stored.read().view(torch.uint8).numpy().tobytes())

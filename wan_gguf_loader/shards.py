@@ -10,7 +10,7 @@ from .errors import GGUFError
 from .source import Source
 
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.gguf)", re.DOTALL)
-_INDEX_END = ".safetensors.index.json"
+_INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json", re.DOTALL)  # diffusers' .fp16 too
 _ENDS = (".gguf", ".safetensors", ".sft")
 _MAX_INDEX = 64 << 20
 _MAX_SHARDS = 1000
@@ -29,7 +29,7 @@ def shard_paths(path: Path) -> list[Path]:
     """
     if path.is_dir():
         path = _only_model(path)
-    if path.name.endswith(_INDEX_END):
+    if _INDEX.fullmatch(path.name):
         return [path.with_name(name) for name in _indexed(path)]
     match = _SHARD.fullmatch(path.name)
     if match is None:
@@ -52,7 +52,7 @@ def shard_paths(path: Path) -> list[Path]:
 def _only_model(folder: Path) -> Path:
     """Give the index, the only weights file, or the first of the only set of shards in a folder."""
     files = sorted(file for file in folder.iterdir() if file.is_file())
-    models = [file for file in files if file.name.endswith(_INDEX_END)] or [
+    models = [file for file in files if _INDEX.fullmatch(file.name)] or [
         file for file in files if file.suffix in _ENDS and not _is_later_shard(file.name)
     ]
     if len(models) == 1:

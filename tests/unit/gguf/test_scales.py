@@ -65,6 +65,18 @@ def test_wide_values_with_a_scale(dtype: torch.dtype, weight: Tensor, tmp_path: 
     assert torch.equal(decoded(path), values.float() * scale[:, None])
 
 
+@pytest.mark.parametrize("end", SCALE_ENDS)
+def test_scale_of_a_joint_weight_of_torchs_attention(
+    end: str, weight: Tensor, tmp_path: Path
+) -> None:
+    """`attn.in_proj_weight` (open-clip) has no dot before its last word."""
+    values = weight.to(torch.float8_e4m3fn)
+    tensors = {"attn.in_proj_weight": values, f"attn.in_proj_{end}": torch.tensor(0.5)}
+    file = open_weights(write(tmp_path / "x.safetensors", tensors))
+    assert torch.equal(file.dequantize("attn.in_proj_weight"), values.float() * 0.5)
+    assert len(file.tensors) == 1
+
+
 @pytest.mark.parametrize("blocks", [(2, 4), (1, 64), (32, 2)], ids=str)
 def test_scales_of_blocks(blocks: tuple[int, int], weight: Tensor, tmp_path: Path) -> None:
     values, scale = weight.to(torch.float8_e4m3fn), torch.rand(blocks) + 0.5

@@ -43,6 +43,13 @@ def test_any_way_to_name_a_set_opens_all_of_it(name: str, folder: Path) -> None:
     }
 
 
+def test_index_of_a_diffusers_variant(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    named = index.rename(folder / "model.safetensors.index.fp16.json")
+    for chosen in (named, folder):
+        assert set(open_weights(chosen).tensors) == set(TENSORS)
+
+
 def test_folder_without_an_index_opens_its_only_model(folder: Path) -> None:
     (folder / "model.safetensors.index.json").unlink()
     (folder / "readme.txt").write_text("x")
