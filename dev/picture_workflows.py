@@ -135,7 +135,7 @@ def _take_all(page: GraphPage) -> None:
     page.clear()
     page.add_from_library("Photo to talking video")
     # a trained set has no LoRA
-    values = {**_values(1), "photo": "drawn_1.png", "strength_model": 0.0}
+    values = {**_values(1), "photo": "drawn_1.png", "strength": 0.0}
     page.page.evaluate(_BOX, values)
     page.fit()
     _run(page)

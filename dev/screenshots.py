@@ -25,8 +25,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import FloatRect
 
 IMAGES = ROOT / "web" / "docs" / "images"
-TEMPLATES = ("two_speakers", "one_segment_custom_sampler", "try_it_now")
-"""Those that hold every node between them."""
+TEMPLATES = (
+    "two_speakers",
+    "one_segment_custom_sampler",
+    "try_it_now",
+    "photo_to_talking_video_quick",
+)
+"""Those that hold every node between them, but for those that replace a node of ComfyUI."""
 MARGIN = 36  # pixels of the graph around a node
 _CORNER = (460, 190)  # where a node's top left corner comes to lie on the page
 _PLACE = """([type, x, y]) => {
@@ -37,6 +42,8 @@ _PLACE = """([type, x, y]) => {
     app.canvas.setDirty(true, true);
     const page = app.canvas.canvas.getBoundingClientRect();
     return {x: page.left + x, y: page.top + y, width, height: height + title} }"""
+_REGISTERED = "Object.keys(LiteGraph.registered_node_types)"
+_ADD = "type => { app.graph.clear(); app.graph.add(LiteGraph.createNode(type)) }"
 _BARE = """() => { for (const name of ['Comfy.Minimap.Visible', 'Comfy.Graph.CanvasInfo'])
     app.ui.settings.setSettingValue(name, false) }"""
 
@@ -70,10 +77,17 @@ def _take_all(graph: GraphPage) -> None:
     graph.picture("MTK_PreviewStrip")
     for template in TEMPLATES:
         graph.open(template)  # the values a user sees, with the pictures of the run
-        kinds = set(graph.page.evaluate("app.graph.nodes.map(n => n.type)")) - taken
-        for kind in sorted(kind for kind in kinds if kind.startswith(PREFIX)):
+        kinds = _ours(graph, "app.graph.nodes.map(n => n.type)") - taken
+        for kind in sorted(kinds):
             _take(graph, kind)
         taken |= kinds
+    for kind in sorted(_ours(graph, _REGISTERED) - taken):
+        graph.page.evaluate(_ADD, kind)
+        _take(graph, kind)
+
+
+def _ours(graph: GraphPage, expression: str) -> set[str]:
+    return {kind for kind in graph.page.evaluate(expression) if kind.startswith(PREFIX)}
 
 
 def _take(graph: GraphPage, kind: str) -> None:

@@ -1,17 +1,19 @@
 """Settings of the method as frozen dataclasses: the model's sizes and one run's sampling choices.
 
 Sizes follow `WanModel` and `AudioProjModel` in MultiTalk `wan/modules/multitalk_model.py`; the
-sampling defaults are those of its command line at 480p. Stdlib only.
+sampling defaults are those of each method's own code at 480p (`DEFAULTS`). Stdlib only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, get_args
 
 from .errors import InputError, WeightsError
 
-Method = Literal["multitalk", "infinitetalk"]
+Method = Literal["multitalk", "infinitetalk", "flashtalk"]
 
 FPS = 25
 """Video frames, and audio features, per second: a constant of the model."""
@@ -21,6 +23,9 @@ MAX_SEGMENT_FRAMES = 1001
 
 AUDIO_WINDOW = 5
 """Audio features seen around one video frame (80 ms either way)."""
+
+_FLASHTALK_STEPS = (2, 4)
+"""Numbers of steps that SoulX-FlashTalk's own code divides its schedule into evenly."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,14 +60,8 @@ class AudioConfig:
     ) -> None:
         """Check that the adapter was made for the features of a Wav2Vec2.
 
-        Args:
-            layers: Of the Wav2Vec2.
-            channels: Width of one of its layers.
-            encoder: The Wav2Vec2 for the message.
-            adapter: The adapter for the message.
-
         Raises:
-            InputError: If it was made for others.
+            InputError: If it was not; the message names `encoder` and `adapter`.
         """
         if (layers, channels) != (self.layers, self.channels):
             raise InputError(
@@ -136,7 +135,8 @@ class SamplingConfig:
     """How one video is sampled. Defaults are upstream's for 480p.
 
     Attributes:
-        method: Which upstream loop the adapter was trained for; the weights look alike.
+        method: Which upstream loop the weights were trained for; they look alike. FlashTalk's are
+            distilled: 2 or 4 steps, no guidance, one speaker.
         steps: Sampling steps per segment.
         shift: Shift of the flow-matching schedule.
         text_guidance: Scale of the text guidance; 1 leaves it out.
@@ -171,11 +171,7 @@ class SamplingConfig:
     step_cache: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.method not in ("multitalk", "infinitetalk"):
-            raise InputError(
-                f"Method {self.method!r} is unknown. Choose 'multitalk' or 'infinitetalk', "
-                "the one your adapter was trained for."
-            )
+        self._check_method()
         for name, least, most in (
             ("steps", 1, 1000),
             ("shift", 0.01, 100),
@@ -204,11 +200,59 @@ class SamplingConfig:
             if not 1 <= value <= MAX_SEGMENT_FRAMES or value % 4 != 1:
                 nearest = 4 * min(max(value // 4, 1), MAX_SEGMENT_FRAMES // 4) + 1
                 raise InputError(
-                    f"`{name}` is {value}; it must be 4n + 1 and at most {MAX_SEGMENT_FRAMES}, "
-                    f"such as {nearest}."
+                    f"`{name}` is {value}; it must be a multiple of 4, plus 1, and at most "
+                    f"{MAX_SEGMENT_FRAMES}, such as {nearest}."
                 )
         if self.motion_frames >= self.segment_frames:
             raise InputError(
                 f"`motion_frames` is {self.motion_frames}, which leaves no new frame in a segment "
                 f"of {self.segment_frames}. Lower `motion_frames`."
             )
+
+    def check_speakers(self, count: int) -> None:
+        """Check that the method can animate `count` speakers.
+
+        Raises:
+            InputError: If it cannot.
+        """
+        if self.method == "flashtalk" and count > 1:
+            raise InputError(
+                f"FlashTalk animates one speaker, and there are {count} voices. Give one voice, or "
+                "another method and its weights."
+            )
+
+    def _check_method(self) -> None:
+        if self.method not in get_args(Method):
+            raise InputError(
+                f"Method {self.method!r} is unknown. Choose 'multitalk', 'infinitetalk' or "
+                "'flashtalk', the one your weights were trained for."
+            )
+        if self.method != "flashtalk":
+            return
+        unguided = self.text_guidance == self.audio_guidance == 1
+        if not unguided or self.steps not in _FLASHTALK_STEPS:
+            raise InputError(
+                f"FlashTalk is distilled to 4 (or 2) steps without guidance, but `steps` is "
+                f"{self.steps}, `text_guidance` {self.text_guidance} and `audio_guidance` "
+                f"{self.audio_guidance}. Set them to 4, 1 and 1, and `shift` to 5, "
+                "`segment_frames` to 33 and `motion_frames` to 5."
+            )
+
+
+DEFAULTS: Mapping[Method, SamplingConfig] = MappingProxyType(
+    {
+        "multitalk": SamplingConfig(),
+        "infinitetalk": SamplingConfig(method="infinitetalk", motion_frames=9),
+        "flashtalk": SamplingConfig(
+            method="flashtalk",
+            steps=4,
+            shift=5.0,
+            text_guidance=1.0,
+            audio_guidance=1.0,
+            segment_frames=33,
+            motion_frames=5,
+        ),
+    }
+)
+"""Settings of each method's own code at 480p: the command lines of MultiTalk and InfiniteTalk, and
+SoulX-FlashTalk `flash_talk/configs/infer_params.yaml`."""

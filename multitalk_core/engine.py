@@ -2,7 +2,8 @@
 
 Plan the segments; for each one: draw noise, condition on the picture, sample, decode, match the
 colours, crossfade into the video, and hand over a `SegmentState`. Follows MultiTalk
-`wan/multitalk.py:generate` (paper arXiv:2505.22647) and InfiniteTalk's `generate_infinitetalk`.
+`wan/multitalk.py:generate` (paper arXiv:2505.22647), InfiniteTalk's `generate_infinitetalk` and
+SoulX-FlashTalk's `FlashTalkPipeline`.
 Departures: the video is as long as the sound (`segments.py`), and segments crossfade (`seams.py`).
 
 An engine is built once from loaded parts and makes any number of videos. It owns no files, devices
@@ -68,7 +69,7 @@ class Finished(NamedTuple):
 
 
 class Engine:
-    """The loaded parts that make videos."""
+    """The loaded parts that make videos; frames are computed on `device`."""
 
     def __init__(
         self,
@@ -78,14 +79,6 @@ class Engine:
         image_encoder: ImageEncoder,
         device: torch.device | str,
     ) -> None:
-        """Take the parts.
-
-        Args:
-            sampler: Turns noise into the latents of a segment.
-            vae: The video autoencoder; takes and gives tensors on any device.
-            image_encoder: The CLIP vision tower; likewise.
-            device: Where the frames are worked on.
-        """
         self._sampler = sampler
         self._vae = vae
         self._image_encoder = image_encoder
@@ -141,7 +134,7 @@ class Engine:
             _log.debug("segment %d of %d: %s", index + 1, len(chosen.segments), segment)
             noise = draw_noise(_latent_shape(segment, scene.picture.size), generator)
             picture = reference
-            if segment.start > 0 and config.method == "infinitetalk":  # MultiTalk reads it once
+            if segment.start > 0 and config.method == "infinitetalk":  # the others read it once
                 picture = self._prepare(
                     scene.picture.photo_at(segment.start), size=scene.picture.size
                 )
@@ -172,19 +165,15 @@ class Engine:
             )
             tail = joined.tail
             motion_frames = frames[:, :, -config.motion_frames :]
-            last = index + 1 == len(chosen.segments)
-            after = (
-                None
-                if last
-                else SegmentState(
-                    num_done=index + 1,
-                    motion_frames=motion_frames.cpu(),
-                    tail=tail,
-                    generator=generator.get_state(),
-                    settings=settings,
-                )
+            after = SegmentState(
+                num_done=index + 1,
+                motion_frames=motion_frames.cpu(),
+                tail=tail,
+                generator=generator.get_state(),
+                settings=settings,
             )
-            yield Finished(joined.final, after)
+            last = index + 1 == len(chosen.segments)
+            yield Finished(joined.final, None if last else after)
             del joined  # the caller's now, and large: do not keep it while the next one is sampled
 
     def _prepare(self, photo: Tensor, *, size: Size) -> Tensor:
@@ -204,6 +193,7 @@ class Engine:
 
 def _settings(scene: Scene, photo: Tensor, config: SamplingConfig, seed: int) -> Settings:
     """Check the scene against the settings; give all that the frames depend on, by name."""
+    config.check_speakers(len(scene.speech.features))
     if scene.text_at(0).negative is None and needs_negative_text(config.text_guidance):
         raise InputError(
             f"A text guidance of {config.text_guidance} needs a negative prompt (it may be empty). "

@@ -21,14 +21,12 @@ class VideoVAE(Protocol):
 
         T is 4n + 1.
         """
-        ...
 
     def decode(self, latents: Tensor) -> Tensor:
         """Turn normalised latents `(1, 16, F, h, w)` into frames in [-1, 1].
 
         The frames are `(1, 3, 4F - 3, 8h, 8w)` and belong to the caller, who may overwrite them.
         """
-        ...
 
 
 class ImageEncoder(Protocol):
@@ -39,7 +37,6 @@ class ImageEncoder(Protocol):
 
         They are the last but one hidden state.
         """
-        ...
 
 
 class Packed(Protocol):
@@ -51,7 +48,6 @@ class Packed(Protocol):
     @property
     def shape(self) -> torch.Size:
         """Shape of the tensor."""
-        ...
 
 
 class Feed(Protocol):
@@ -59,15 +55,12 @@ class Feed(Protocol):
 
     def takes(self, x: Tensor) -> bool:
         """Tell whether the layers take the input made from `x` in packed form."""
-        ...
 
     def normalize(self, x: Tensor, *, gain: Tensor, shift: Tensor, eps: float) -> Packed:
         """Give `layer_norm(x) * gain + shift`, as `elementwise.normalize` does."""
-        ...
 
     def gelu(self, x: Tensor) -> Packed:
         """Give the tanh approximation of GELU."""
-        ...
 
 
 class Ops(Protocol):
@@ -79,13 +72,10 @@ class Ops(Protocol):
 
         A layer computes in the dtype of its input, whatever its weights are stored in.
         """
-        ...
 
     @property
     def feed(self) -> Feed | None:
         """Give the maker of packed inputs, if the layers take any."""
-        ...
 
-    def hold(self, layers: nn.Module) -> AbstractContextManager[None]:
-        """Cache what the layers inside `layers` decode or move while the context lasts."""
-        ...
+    def cache_decoded(self, layers: nn.Module) -> AbstractContextManager[None]:
+        """Cache the decoded weights of the layers inside `layers` for the context."""

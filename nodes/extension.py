@@ -8,7 +8,15 @@ from .audio import MultiTalkAudioEmbeds
 from .example import Example
 from .guider import MultiTalkGuider
 from .host.folders import offer_tiny_vae
-from .loaders import LoadAdapter, LoadCLIPVision, LoadUMT5, LoadWan, LoadWav2Vec2
+from .loaders import (
+    LoadAdapter,
+    LoadCLIPVision,
+    LoadLora,
+    LoadUMT5,
+    LoadVAE,
+    LoadWan,
+    LoadWav2Vec2,
+)
 from .preview import PreviewSpeakers, PreviewStrip
 from .sampler import MultiTalkSampler
 from .sigmas import MultiTalkSigmas
@@ -24,9 +32,11 @@ class MultiTalkExtension(ComfyExtension):
         return [
             LoadWan,
             LoadAdapter,
+            LoadLora,
             LoadUMT5,
             LoadCLIPVision,
             LoadWav2Vec2,
+            LoadVAE,
             Example,
             MultiTalkSpeaker,
             MultiTalkAudioEmbeds,

@@ -37,8 +37,7 @@ class MultiTalkGuider(io.ComfyNode):
             search_aliases=["multitalk", "infinitetalk", "audio guidance", "cfg guider"],
             inputs=[
                 io.Model.Input(
-                    "model",
-                    tooltip="The model with audio layers, from Load MultiTalk Adapter.",
+                    "model", tooltip="The model with audio layers, from Load MultiTalk Adapter."
                 ),
                 io.Conditioning.Input(
                     "positive", tooltip="The prompt with the start image, from WanImageToVideo."

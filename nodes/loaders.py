@@ -1,4 +1,4 @@
-"""Loader nodes: they load a model file as MODEL, CLIP, CLIP_VISION or MTK_WAV2VEC2."""
+"""Loader nodes: they load a model file as MODEL, CLIP, CLIP_VISION, VAE or MTK_WAV2VEC2."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ from comfy_api.latest import io
 
 from ..wan_gguf_loader.ops import Precision
 from .host import folders, speech, text, vision
+from .host.lora_file import load_lora
 from .host.model import load_adapter, load_base
+from .host.vae import load_vae
 from .sockets import Wav2Vec2
 
 _CATEGORY = "MultiTalk/loaders"
+
+
+def _file(name: str, folder: folders.ModelFolder, tooltip: str) -> io.Combo.Input:
+    return io.Combo.Input(name, options=folder.choices(), tooltip=tooltip)
 
 
 class LoadWan(io.ComfyNode):
@@ -29,13 +35,11 @@ class LoadWan(io.ComfyNode):
             ),
             search_aliases=["gguf", "wan", "unet loader", "diffusion model"],
             inputs=[
-                io.Combo.Input(
+                _file(
                     "base",
-                    options=folders.BASE.choices(),
-                    tooltip=(
-                        "A Wan2.1 I2V 14B file (480P or 720P) in models/diffusion_models or "
-                        "models/unet. Q4_K_M needs 11 GB of main memory."
-                    ),
+                    folders.BASE,
+                    "A Wan2.1 I2V 14B file (480P or 720P) in models/diffusion_models or "
+                    "models/unet. Q4_K_M needs 11 GB of main memory.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -80,16 +84,13 @@ class LoadAdapter(io.ComfyNode):
             search_aliases=["multitalk", "infinitetalk", "audio module"],
             inputs=[
                 io.Model.Input(
-                    "model",
-                    tooltip="The base model, from Load Wan2.1 (GGUF) or a LoRA loader.",
+                    "model", tooltip="The base model, from Load Wan2.1 (GGUF) or a LoRA loader."
                 ),
-                io.Combo.Input(
+                _file(
                     "adapter",
-                    options=folders.ADAPTER.choices(),
-                    tooltip=(
-                        "multitalk.safetensors or an InfiniteTalk file of any precision, in "
-                        "models/model_patches, models/diffusion_models or models/loras."
-                    ),
+                    folders.ADAPTER,
+                    "multitalk.safetensors or an InfiniteTalk file of any precision, in "
+                    "models/model_patches, models/diffusion_models or models/loras.",
                 ),
             ],
             outputs=[
@@ -108,6 +109,58 @@ class LoadAdapter(io.ComfyNode):
         return io.NodeOutput(load_adapter(model, folders.ADAPTER.path(adapter)))
 
 
+class LoadLora(io.ComfyNode):
+    """Load LoRA (Wan2.1)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MTK_LoadLora",
+            display_name="Load LoRA (Wan2.1)",
+            category=_CATEGORY,
+            description=(
+                "Adds a LoRA of Wan2.1 to the model, as the multitalk command does. Reads every "
+                "key style, DoRA, LoHa and LoKr, and says what was applied. Several of these nodes "
+                "in a row add up."
+            ),
+            search_aliases=["lora loader", "lora model only", "dora", "loha", "lokr", "lightx2v"],
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The model, from Load Wan2.1 (GGUF) or Load MultiTalk Adapter.",
+                ),
+                io.Combo.Input(
+                    "lora",
+                    options=folders.LORA.choices(),
+                    tooltip="A LoRA file of Wan2.1 14B, in models/loras.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="Factor on the whole LoRA: 1 is as it was trained, 0 changes nothing.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(tooltip="The model with the LoRA."),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="The file, its layers by kind, the strength, and what was left out.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora: str | None = None) -> bool | str:
+        return folders.LORA.check(lora)
+
+    @classmethod
+    def execute(cls, model: object, lora: str, strength: float) -> io.NodeOutput:
+        return io.NodeOutput(*load_lora(model, folders.LORA.path(lora), strength=strength))
+
+
 class LoadWav2Vec2(io.ComfyNode):
     """Load Wav2Vec2."""
 
@@ -120,15 +173,13 @@ class LoadWav2Vec2(io.ComfyNode):
             description="Loads the voice encoder that MultiTalk was trained with.",
             search_aliases=["audio encoder", "chinese-wav2vec2-base"],
             inputs=[
-                io.Combo.Input(
+                _file(
                     "wav2vec2",
-                    options=folders.WAV2VEC2.choices(),
-                    tooltip=(
-                        "chinese-wav2vec2-base as safetensors, in models/audio_encoders or "
-                        "models/wav2vec2. Other Wav2Vec2 models of this size load too, but "
-                        "MultiTalk was not trained with them."
-                    ),
-                ),
+                    folders.WAV2VEC2,
+                    "chinese-wav2vec2-base as safetensors, in models/audio_encoders or "
+                    "models/wav2vec2. Other Wav2Vec2 models of this size load too, but "
+                    "MultiTalk was not trained with them.",
+                )
             ],
             outputs=[
                 Wav2Vec2.Output(
@@ -159,14 +210,13 @@ class LoadUMT5(io.ComfyNode):
             description="Loads Wan2.1's text encoder from a safetensors or GGUF file.",
             search_aliases=["umt5", "t5", "clip loader", "text encoder"],
             inputs=[
-                io.Combo.Input(
+                _file(
                     "text_encoder",
-                    options=folders.TEXT_ENCODER.choices(),
-                    tooltip=(
-                        "umt5_xxl as safetensors (repackaged by Comfy-Org) or GGUF (by city96), "
-                        "in models/text_encoders or models/clip."
-                    ),
-                ),
+                    folders.TEXT_ENCODER,
+                    "umt5_xxl as safetensors (by Comfy-Org or Kijai) or GGUF (by city96), "
+                    "in models/text_encoders or models/clip. Kijai's files need spiece.model "
+                    "of google/umt5-xxl beside them.",
+                )
             ],
             outputs=[io.Clip.Output(tooltip="The text encoder, for CLIP Text Encode.")],
         )
@@ -193,11 +243,12 @@ class LoadCLIPVision(io.ComfyNode):
             description="Loads Wan2.1's image encoder (CLIP ViT-H).",
             search_aliases=["clip vision loader"],
             inputs=[
-                io.Combo.Input(
+                _file(
                     "clip_vision",
-                    options=folders.CLIP_VISION.choices(),
-                    tooltip="clip_vision_h.safetensors, in models/clip_vision.",
-                ),
+                    folders.CLIP_VISION,
+                    "clip_vision_h.safetensors or another file of CLIP ViT-H, such as Kijai's "
+                    "open-clip file, in models/clip_vision.",
+                )
             ],
             outputs=[io.ClipVision.Output(tooltip="The image encoder, for MultiTalk Sampler.")],
         )
@@ -209,3 +260,38 @@ class LoadCLIPVision(io.ComfyNode):
     @classmethod
     def execute(cls, clip_vision: str) -> io.NodeOutput:
         return io.NodeOutput(vision.load_clip_vision(folders.CLIP_VISION.path(clip_vision)))
+
+
+class LoadVAE(io.ComfyNode):
+    """Load VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MTK_LoadVAE",
+            display_name="Load VAE (Wan2.1)",
+            category=_CATEGORY,
+            description=(
+                "Loads Wan2.1's video autoencoder from files that ComfyUI's Load VAE refuses: "
+                "diffusers' names, names with a prefix such as model., scaled FP8, GGUF."
+            ),
+            search_aliases=["vae loader", "wan vae"],
+            inputs=[
+                io.Combo.Input(
+                    "vae",
+                    options=folders.VAE.choices(),
+                    tooltip="A Wan2.1 VAE of any packaging, in models/vae.",
+                ),
+            ],
+            outputs=[
+                io.Vae.Output(tooltip="The video autoencoder, for MultiTalk Sampler or VAE Decode.")
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, vae: str | None = None) -> bool | str:
+        return folders.VAE.check(vae)
+
+    @classmethod
+    def execute(cls, vae: str) -> io.NodeOutput:
+        return io.NodeOutput(load_vae(folders.VAE.path(vae)))

@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import InputImpl, Types, io, ui
 from torch import Tensor
 
-from ..multitalk_core.config import FPS, ApgConfig, SamplingConfig
+from ..multitalk_core.config import FPS, ApgConfig, Method, SamplingConfig
 from ..multitalk_core.engine import Finished
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import MAX_SIDE, Size, video_size
@@ -181,11 +181,12 @@ def _method() -> list[io.Input]:
     return [
         io.Combo.Input(
             "method",
-            options=["multitalk", "infinitetalk"],
+            options=list(get_args(Method)),
             default=_UPSTREAM.method,
             tooltip=(
-                "The method that the adapter was trained for. It cannot be detected from the "
-                "file. With infinitetalk set motion_frames to 9."
+                "The method that the weights were trained for. It cannot be detected from the "
+                "file. With infinitetalk set motion_frames to 9. With flashtalk set steps to 4, "
+                "shift to 5, both guidances to 1, segment_frames to 33 and motion_frames to 5."
             ),
         ),
         io.Int.Input(
@@ -207,7 +208,7 @@ def _method() -> list[io.Input]:
             step=4,
             tooltip=(
                 "Last frames of a segment with which the next segment begins, a multiple of 4 "
-                "plus 1: 25 for MultiTalk, 9 for InfiniteTalk."
+                "plus 1: 25 for MultiTalk, 9 for InfiniteTalk, 5 for FlashTalk."
             ),
         ),
         io.Float.Input(
@@ -232,8 +233,8 @@ def _steps() -> list[io.Input]:
             default=EULER,
             optional=True,
             tooltip=(
-                "The sampler: euler, as in MultiTalk's own code, or another one of ComfyUI. With "
-                "a distilled LoRA use euler or lcm."
+                "The sampler: euler, the steps of the method's own code, or another one of "
+                "ComfyUI. With a distilled LoRA use euler or lcm."
             ),
         ),
         io.Combo.Input(
@@ -242,7 +243,7 @@ def _steps() -> list[io.Input]:
             default=UPSTREAM,
             optional=True,
             tooltip=(
-                "The noise schedule: multitalk, as in MultiTalk's own code, or one of ComfyUI. "
+                "The noise schedule: multitalk, that of the method's own code, or one of ComfyUI. "
                 "All schedules except linear_quadratic depend on shift."
             ),
         ),

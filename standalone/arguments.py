@@ -14,8 +14,8 @@ from ..multitalk_core.geometry import Box, Size
 from ..multitalk_core.inputs.timeline import Mode
 from ..multitalk_core.model.backends import AttentionName
 from ..wan_gguf_loader.ops import Precision
+from .manifest import model_sets
 from .request import (
-    MOTION_FRAMES,
     NEGATIVE_PROMPT,
     Lora,
     ModelFiles,
@@ -23,7 +23,7 @@ from .request import (
     Preset,
     Request,
     SpeakerFiles,
-    preset_sampling,
+    default_sampling,
 )
 
 _Kind = Callable[[str], object] | tuple[str, ...] | None
@@ -62,7 +62,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse the command line; `command` of the result is `generate` or `inspect`.
+    """Parse the command line; `command` of the result names the subcommand.
 
     Raises:
         InputError: If an argument is unknown, missing or malformed.
@@ -70,9 +70,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="multitalk", description="A photo and a voice to a talking video.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     generate = commands.add_parser("generate", help="make a video", formatter_class=_Help)
-    inspect = commands.add_parser("inspect", help="say what a weights file is")
+    inspect = commands.add_parser("inspect", help="say what generate does with a weights file")
     inspect.add_argument("file", type=Path, metavar="FILE", help="GGUF or safetensors file")
     inspect.add_argument("--json", action="store_true", help="write JSON to standard output")
+    _add_download(commands.add_parser("download", help="get a set of model files"))
+    _add_doctor(commands.add_parser("doctor", help="say what is missing, and how to get it"))
     _add_inputs(generate)
     _add_files(generate)
     _add_sampling(generate)
@@ -88,13 +90,12 @@ def build_request(options: argparse.Namespace) -> Request:
         InputError: If they do not fit together, or a setting is out of range.
     """
     given = {name: value for name, value in vars(options).items() if value is not None}
-    defaults = preset_sampling(options.preset, size=options.size)
-    defaults["motion_frames"] = MOTION_FRAMES[options.method]
+    defaults = default_sampling(options.method, options.preset, size=options.size)
     return Request(
         **_fields_of(Request, vars(options)),
         speakers=_speakers(options),
         files=ModelFiles(**_fields_of(ModelFiles, vars(options)), loras=tuple(options.lora)),
-        sampling=SamplingConfig(**_fields_of(SamplingConfig, defaults | given)),
+        sampling=dataclasses.replace(defaults, **_fields_of(SamplingConfig, given)),
     )
 
 
@@ -166,22 +167,23 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     add, defaults = _Group(parser, "sampling").add, SamplingConfig()
-    add("--method", get_args(Method), "the method the adapter was trained for",
+    add("--method", get_args(Method), "the method the weights were trained for",
         default=defaults.method)
     add("--preset", get_args(Preset),
         "quick is for a distilled LoRA; the options below override it", default="quality")
-    add("--steps", int, "steps per segment (40, quick 4)", "N")
-    add("--shift", float, "shift of the schedule (7, at 720p 11, quick 2)", "X")
+    add("--steps", int, "steps per segment (40, quick and flashtalk 4)", "N")
+    add("--shift", float, "shift of the schedule (7, at 720p 11, quick 2, flashtalk 5)", "X")
     add("--text-guidance", float,
-        "scale of the text guidance; 1 turns it off (5, quick 1)", "X")
+        "scale of the text guidance; 1 turns it off (5, quick and flashtalk 1)", "X")
     add("--audio-guidance", float,
-        "scale of the audio guidance; 1 turns it off (4, quick 2)", "X")
+        "scale of the audio guidance; 1 turns it off (4, quick 2, flashtalk 1)", "X")
     add("--audio-strength", float, "multiplier of the audio layers", "X",
         default=defaults.audio_strength)
-    add("--segment-frames", int, "frames sampled at once, 4n + 1", "N",
-        default=defaults.segment_frames)
+    add("--segment-frames", int,
+        "frames sampled at once: a multiple of 4, plus 1 (81, flashtalk 33)", "N")
     add("--motion-frames", int,
-        "frames repeated from the segment before, 4n + 1 (25, infinitetalk 9)", "N")
+        "frames repeated from the previous segment: a multiple of 4, plus 1 (25, infinitetalk 9, "
+        "flashtalk 5)", "N")
     add("--seed", _seed, "seed of all noise, 0 to 2^64 - 1", "N", default=42)
 
 
@@ -215,6 +217,21 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         "Hopper card if it is installed; sage is SageAttention, less exact", default="auto")
     add("--json", None, "write a summary as JSON to standard output")
     add("--quiet", None, "no progress bar")
+
+
+def _add_download(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("set", nargs="?", choices=tuple(model_sets()), metavar="SET", help="see --list")
+    add("--list", action="store_true", help="list the sets, or the files of SET; get nothing")
+    add("--to", type=Path, metavar="FOLDER", help="put all files into this folder")
+    add("--comfyui", type=Path, metavar="FOLDER", help="put them into this ComfyUI's folders")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("files", nargs="*", type=Path, metavar="FILE", help="weights files to check")
+    add("--models", type=Path, metavar="FOLDER",
+        help="folder to look for weights in (that of ComfyUI, if it is found)")
 # fmt: on
 
 
@@ -234,7 +251,7 @@ def _speakers(options: argparse.Namespace) -> tuple[SpeakerFiles, ...]:
 
 
 def _argument(convert: Callable[[str], object]) -> Callable[[str], object]:
-    """Turn an `InputError` into argparse's own error, which names the argument."""
+    """Turn an `InputError` into argparse's error, which names the argument."""
 
     def converted(text: str) -> object:
         try:

@@ -12,10 +12,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..multitalk_core.errors import WeightsError
-from ..multitalk_core.files.identify import has_fp8_scales
 from ..multitalk_core.files.sizes import check_shapes
 from ..wan_gguf_loader.files import WeightsFile
+from ..wan_gguf_loader.load import account_for
 from .streaming import stream_blocks
 
 
@@ -26,21 +25,17 @@ def fill(
 
     Args:
         model: A model whose parameters lie on the meta device.
-        file: Where the weights are; tensors that `names` does not mention are left alone.
+        file: Where the weights are.
         names: The model's state-dict names to the file's names.
         dtype: Type of every floating-point weight.
 
     Raises:
-        WeightsError: If a tensor is missing, has another shape, or needs scales to be read.
-        GGUFError: If a tensor holds no weights.
+        WeightsError: If a tensor is missing or has another shape.
+        GGUFError: If a tensor holds no weights, or one that `names` lacks changes the others.
     """
-    if has_fp8_scales(file.shapes):
-        raise WeightsError(
-            f"{file.path.name} has scaled fp8 weights, which cannot be read for this model. "
-            "Get the fp16 or bf16 file of the same model."
-        )
     needed = {names[name]: tuple(meta.shape) for name, meta in model.state_dict().items()}
     check_shapes(file.shapes, needed, source=file.path.name, what=f"a {type(model).__name__}")
+    account_for(file, needed)
     tensors = {name: file.dequantize(names[name], dtype) for name in model.state_dict()}
     model.load_state_dict(tensors, assign=True)
     model.requires_grad_(False)
@@ -49,7 +44,12 @@ def fill(
 
 def held_bytes(file: WeightsFile, dtype: torch.dtype) -> int:
     """Give the bytes of a file's weights once `fill` has read them."""
-    return sum(info.num_elements for info in file.tensors.values()) * dtype.itemsize
+    beside = file.variant.spelling.naming.beside
+    return dtype.itemsize * sum(
+        info.num_elements
+        for name, info in file.tensors.items()
+        if not (beside and beside.search(name))
+    )
 
 
 @contextmanager

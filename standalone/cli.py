@@ -1,7 +1,8 @@
-"""The `multitalk` command: `generate` a video, `inspect` a weights file.
+"""The `multitalk` command: `generate` a video, `inspect` a file, `download` models, `doctor`.
 
-Exit codes: 0 for success, 2 for an input that cannot be used (one line on standard error), 130 for
-Ctrl-C, 143 for SIGTERM. No partial video is left in any case.
+Exit codes: 0 for success, 1 if the doctor found something missing, 2 for an input that cannot be
+used (one line on standard error), 130 for Ctrl-C, 143 for SIGTERM. No partial video is left in any
+case.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ import torch
 from tqdm import tqdm
 
 from ..multitalk_core.engine import Step
-from ..multitalk_core.errors import MultiTalkError
+from ..multitalk_core.errors import InputError, MultiTalkError
 from ..wan_gguf_loader.errors import GGUFError
 from .arguments import build_request, parse
+from .doctor import examine
+from .download import download, generate_command, list_files, list_sets, targets
+from .hub import Hub
 from .inspection import inspect_file
+from .manifest import model_sets
 
 _BAD_INPUT = 2
 _INTERRUPTED = 130
@@ -43,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         options = parse(arguments)
-        return _inspect(options) if options.command == "inspect" else _generate(options)
+        return _COMMANDS[options.command](options)
     except (MultiTalkError, GGUFError) as reason:
         return _fail(str(reason))
     except torch.OutOfMemoryError:
@@ -71,10 +76,11 @@ def _generate(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps(dataclasses.asdict(summary)) + "\n")
     else:
-        sys.stdout.write(
+        made = (
             f"{summary.output}: {summary.frames} frames, {summary.seconds:.2f} s, "
-            f"{summary.width}x{summary.height}, seed {summary.seed}\n"
+            f"{summary.width}x{summary.height}, seed {summary.seed}"
         )
+        sys.stdout.write("\n".join([made, *summary.loras]) + "\n")
     return 0
 
 
@@ -106,10 +112,47 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _download(options: argparse.Namespace) -> int:
+    sets = model_sets()
+    if options.list:
+        lines = list_files(sets[options.set]) if options.set else list_sets(sets)
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+        return 0
+    if options.set is None:
+        raise InputError(f"Name a set: {', '.join(sets)}. See `multitalk download --list`.")
+    models = sets[options.set]
+    places = targets(models, to=options.to, comfyui=options.comfyui)
+    try:
+        download(places, hub=Hub(), say=_say)
+    except KeyboardInterrupt:
+        sys.stderr.write("multitalk: interrupted; the same command goes on from here\n")
+        return _INTERRUPTED
+    _say(f"Use it:\n{generate_command(models, places)}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    findings = list(examine(options.files, models=options.models))
+    sys.stdout.writelines(f"{finding.line()}\n" for finding in findings)
+    return int(any(finding.is_bad for finding in findings))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
 def _fail(message: str) -> int:
     sys.stderr.write(f"multitalk: error: {' '.join(message.split())}\n")
     return _BAD_INPUT
 
+
+_COMMANDS = {
+    "generate": _generate,
+    "inspect": _inspect,
+    "download": _download,
+    "doctor": _doctor,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 import torch
 from sentencepiece import SentencePieceProcessor
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from ..multitalk_core.errors import WeightsError
@@ -99,7 +99,7 @@ def clean_prompt(prompt: str) -> str:
 def load_text_encoder(
     file: WeightsFile, *, device: torch.device, dtype: torch.dtype, streamed: bool = False
 ) -> TextEncoder:
-    """Build UMT5 from a safetensors or GGUF file with its tokenizer inside.
+    """Build UMT5 from a file with its tokenizer inside or beside it (`tokenizer.py`).
 
     Args:
         file: An open text encoder of any size.
@@ -110,10 +110,10 @@ def load_text_encoder(
 
     Raises:
         WeightsError: If the file is no UMT5 encoder.
-        GGUFError: If it lacks the tokenizer.
+        GGUFError: If there is no tokenizer, or it does not belong to the file.
     """
     sizes = umt5_sizes(file.shapes, source=file.path.name)
-    tokenizer = _load_tokenizer(file, vocab_size=sizes.vocab_size)
+    tokenizer = _load_tokenizer(file)
     with torch.device("meta"):
         model = UMT5EncoderModel(UMT5Config(**asdict(sizes)))
     names = {name: name for name in model.state_dict()}
@@ -126,10 +126,11 @@ def load_text_encoder(
 def load_image_encoder(
     file: WeightsFile, *, device: torch.device, dtype: torch.dtype
 ) -> VisionEncoder:
-    """Build CLIP's vision tower from a file with `transformers`' tensor names.
+    """Build CLIP's vision tower.
 
     Args:
-        file: An open CLIP vision file of any width, for pictures of 224x224 pixels.
+        file: An open CLIP vision file of any width, for pictures of 224x224 pixels. The final norm,
+            which Wan2.1 does not use, may be missing.
         device: Where it computes; between uses it lies in main memory.
         dtype: Type it computes in.
 
@@ -144,27 +145,25 @@ def load_image_encoder(
         )
     with torch.device("meta"):
         model = CLIPVisionModel(CLIPVisionConfig(**asdict(sizes), hidden_act="gelu"))
+    tower = getattr(model, "vision_model", model)
+    if f"{_PREFIX}post_layernorm.weight" not in file.tensors:
+        tower.post_layernorm = nn.Identity()
     # transformers 5 leaves the files' prefix out of the class, 4 has it there too
     names = {name: _PREFIX + name.removeprefix(_PREFIX) for name in model.state_dict()}
     fill(model, file, names=names, dtype=dtype)
-    embeddings = getattr(model, "vision_model", model).embeddings
+    embeddings = tower.embeddings
     embeddings.position_ids = torch.arange(embeddings.num_positions)[None]  # a buffer no file holds
     return VisionEncoder(model, device=device)
 
 
-def _load_tokenizer(file: WeightsFile, *, vocab_size: int) -> SentencePieceProcessor:
+def _load_tokenizer(file: WeightsFile) -> SentencePieceProcessor:
     proto = tokenizer_model(file)
     tokenizer = SentencePieceProcessor()
     try:
         tokenizer.LoadFromSerializedProto(proto)
     except RuntimeError as reason:
         raise WeightsError(
-            f"{file.path.name}: the tokenizer inside ({len(proto)} bytes) cannot be read. "
-            "Download the file again."
+            f"{file.path.name}: the tokenizer ({len(proto)} bytes) cannot be read. "
+            "Download it again."
         ) from reason
-    if tokenizer.get_piece_size() > vocab_size:
-        raise WeightsError(
-            f"{file.path.name}: the tokenizer inside has {tokenizer.get_piece_size()} pieces, the "
-            f"model only {vocab_size}. Get a file whose tokenizer and model belong together."
-        )
     return tokenizer

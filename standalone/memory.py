@@ -1,8 +1,8 @@
 """Estimate of the card memory that a run needs, and the plans to choose from.
 
-Three plans, each slower or less exact than the one before it and in need of less memory. Two kinds
-of work take turns on the card beside the transformer's weights: sampling, and the visits of the
-video VAE and of the image encoder; the larger of them counts.
+Three plans; each needs less memory than the one before it, but is slower or less exact. Beside the
+transformer's weights, the card holds the activations of sampling, or the video VAE, or the image
+encoder, one at a time; the largest of them counts.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +21,8 @@ from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size, token_grid
 from ..multitalk_core.model.dit import PART_TOKENS
 from ..multitalk_core.model.residual import RESIDUAL_SIZE
+from ..wan_gguf_loader.files import WeightsFile
+from ..wan_gguf_loader.lora_layer import kept_bytes
 
 TILE_PIXELS = 384
 """Side of the VAE's tiles. Tiles of 256 pixels show up to three times the difference at seams."""
@@ -33,8 +38,10 @@ _SLACK = 1.03
 _VAE_WIDTHS = 57
 """Tensors of one frame x the VAE's width alive at once in its last block: 11 kB a pixel in
 bfloat16, so 4.8 GB at 832x480 with weights and frames, as measured on an H200."""
-VISITOR_SLACK = 1.1
-"""What a text or image encoder needs, in units of its weights."""
+ENCODER_SLACK = 1.1
+"""Memory of a text or image encoder at work, as a multiple of its weights."""
+_BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
+"""The block number in a tensor's name, in any spelling of LoRA files."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +84,27 @@ class Weights:
         if plan.streamed:
             return self.outside + 2 * max(self.blocks, default=0)
         return self.outside + sum(self.blocks)
+
+
+def count_weights(files: Iterable[tuple[WeightsFile, torch.dtype | None]]) -> Weights:
+    """Count the bytes that files' weights take in memory, from the headers.
+
+    Args:
+        files: Each with the widest type of its plain weights in memory, packed ones stay packed;
+            None for a LoRA.
+    """
+    outside, blocks = 0, Counter[int]()
+    for file, widest in files:
+        for name, info in file.tensors.items():
+            if widest is None:
+                taken = kept_bytes(info)
+            else:
+                taken = min(info.nbytes, info.num_elements * widest.itemsize)
+            if block := _BLOCK.search(name):
+                blocks[int(block[1])] += taken
+            else:
+                outside += taken
+    return Weights(outside=outside, blocks=tuple(blocks.values()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -140,7 +168,7 @@ def estimate(plan: Plan, work: Workload) -> int:
     at_work = max(
         work.sampling_bytes(),
         work.vae_bytes_at_work(tiled=plan.tiled),
-        int(work.image_encoder_bytes * VISITOR_SLACK),
+        int(work.image_encoder_bytes * ENCODER_SLACK),
     )
     return work.transformer.on_card(plan) + at_work
 

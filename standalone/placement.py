@@ -1,9 +1,9 @@
-"""Where the models of a run lie, by a memory plan; and a leaner plan when the card is full.
+"""An engine placed on a device by a memory plan, which changes the plan if the card is full.
 
-The estimate of `memory` cannot know what else takes the card's memory while a video is made. When
-memory runs out, the segment starts again from its `SegmentState` with the transformer's blocks
-streamed; the state holds the generator, so the noise and the video are the same. If the VAE runs
-out of memory while blocks are streamed, it goes on in tiles.
+The estimate of `memory` cannot know what else uses the card's memory. When memory runs out, the
+segment starts again from its `SegmentState` with the transformer's blocks streamed; the state holds
+the generator, so the video is the same. If the VAE runs out of memory while blocks are streamed, it
+goes on in tiles.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class PlacedEngine:
         may_change: bool,
         attends: Attends,
     ) -> None:
-        """Bring the transformer, loaded in main memory, to the device as the plan says.
+        """Move the transformer to the device as the plan says.
 
-        `dtype` is what it computes in; `may_change` allows a leaner plan when memory runs out.
+        It computes in `dtype`; `may_change` allows a plan of less memory when memory runs out.
         """
         self._engine = Engine(
             sampler=EulerSampler(transformer, dtype=dtype, attends=attends),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from ..multitalk_core.config import Method, SamplingConfig
+from ..multitalk_core.config import DEFAULTS, Method, SamplingConfig
+from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Box, Resolution, Size
 from ..multitalk_core.inputs.timeline import Mode
 from ..multitalk_core.model.backends import AttentionName
@@ -23,9 +24,6 @@ NEGATIVE_PROMPT = (
     "the background, walking backwards"
 )
 """Upstream's, in MultiTalk `wan/configs/wan_multitalk_14B.py`."""
-
-MOTION_FRAMES: dict[Method, int] = {"multitalk": 25, "infinitetalk": 9}
-"""Frames repeated from the segment before: the default of each upstream command line."""
 
 
 class Lora(NamedTuple):
@@ -101,14 +99,28 @@ class Request:
     output: Path
 
 
-def preset_sampling(preset: Preset, *, size: Resolution | Size | int) -> dict[str, float]:
-    """Return the sampling settings of a preset.
+def default_sampling(
+    method: Method, preset: Preset, *, size: Resolution | Size | int
+) -> SamplingConfig:
+    """Return the sampling settings of a method and a preset.
 
     Args:
-        preset: `quality` has upstream's settings; `quick` is for a distilled LoRA.
-        size: Size of the video; upstream uses a larger shift at 720p.
+        method: The method that the weights were trained for.
+        preset: `quality` has the settings of the method's own code; `quick` is for a distilled
+            LoRA.
+        size: Size of the video; MultiTalk and InfiniteTalk use a larger shift at 720p.
+
+    Raises:
+        InputError: If the method has no such preset.
     """
+    config = DEFAULTS[method]
+    if method == "flashtalk":
+        if preset == "quick":
+            raise InputError(
+                "--preset quick is for a distilled LoRA; FlashTalk is distilled itself. Leave it "
+                "out with --method flashtalk."
+            )
+        return config
     if preset == "quick":
-        return {"steps": 4, "shift": 2.0, "text_guidance": 1.0, "audio_guidance": 2.0}
-    shift = 11.0 if size == "720p" else 7.0
-    return {"steps": 40, "shift": shift, "text_guidance": 5.0, "audio_guidance": 4.0}
+        return replace(config, steps=4, shift=2.0, text_guidance=1.0, audio_guidance=2.0)
+    return replace(config, shift=11.0) if size == "720p" else config

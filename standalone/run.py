@@ -1,8 +1,7 @@
-"""One video from request to file: read, check, listen, encode the text, load, sample, write.
+"""One video from request to file: read and check inputs, encode them, load, sample, write.
 
-The order puts what fails cheaply first: a wrong photo, voice or weights file is reported before
-the long loading, and the video file is begun before the long sampling. The method itself is
-`multitalk_core.engine.Engine`.
+Mistakes are found early: a wrong photo, voice or weights file is reported before the long loading,
+and the video file is opened before the long sampling. `multitalk_core.engine.Engine` is the method.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from transformers import Wav2Vec2Model
 if sys.platform != "win32":
     import resource
 
-from ..multitalk_core.config import FPS
+from ..multitalk_core.config import FPS, SamplingConfig
 from ..multitalk_core.engine import Step
 from ..multitalk_core.errors import InputError
 from ..multitalk_core.geometry import Size, video_size
@@ -53,14 +52,15 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What came out; `--json` writes it.
+    """Facts about the finished video; `--json` writes them.
 
     Attributes:
         attention: Attention backend of the video tokens: `torch`, `flash` or `sage`.
-        streamed: Whether the transformer's blocks came from main memory one by one.
+        loras: What each LoRA changed, in a line.
+        streamed: Whether the transformer's blocks were streamed from main memory.
         tiled: Whether the VAE worked in tiles.
-        timings: Seconds each stage took.
-        peak_memory_bytes: Of the card; on a CPU of the process, `None` where that is unknown.
+        timings: Seconds of each stage.
+        peak_memory_bytes: Of the card, on a CPU of the process; `None` if unknown.
     """
 
     output: str
@@ -73,14 +73,38 @@ class Summary:
     device: str
     dtype: str
     attention: str
+    loras: list[str]
     streamed: bool
     tiled: bool
     timings: dict[str, float]
     peak_memory_bytes: int | None
 
 
+def workload(
+    files: OpenFiles, sampling: SamplingConfig, *, size: Size, dtype: torch.dtype
+) -> memory.Workload:
+    """Collect from the files' headers what determines the memory of a run."""
+    return memory.Workload(
+        size=size,
+        num_frames=sampling.segment_frames,
+        dim=files.config.dim,
+        ffn_dim=files.config.ffn_dim,
+        num_passes=len(
+            passes_needed(
+                text_guidance=sampling.text_guidance, audio_guidance=sampling.audio_guidance
+            )
+        ),
+        dtype=dtype,
+        transformer=files.transformer_weights(dtype),
+        fused=importlib.util.find_spec("triton") is not None,
+        vae_width=vae_width(files.vae),
+        vae_bytes=held_bytes(files.vae, dtype),
+        image_encoder_bytes=held_bytes(files.clip_vision, dtype),
+    )
+
+
 class _VoiceEncoder:
-    """Wav2Vec2 that visits the device while it listens."""
+    """Wav2Vec2, moved to the device for each track and back."""
 
     def __init__(self, model: Wav2Vec2Model, device: torch.device) -> None:
         self._model = model
@@ -88,8 +112,8 @@ class _VoiceEncoder:
 
     def features(self, track: Tensor) -> Tensor:
         with on_device(self._model, self._device):
-            heard = audio_features(self._model, track.to(self._device), tail_frames=TAIL_FRAMES)
-        return heard.cpu()
+            found = audio_features(self._model, track.to(self._device), tail_frames=TAIL_FRAMES)
+        return found.cpu()
 
 
 class _Stopwatch:
@@ -166,6 +190,7 @@ def run(request: Request, *, on_step: Callable[[Step], None] | None = None) -> S
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
         attention=attention.name,
+        loras=files.lora_reports,
         streamed=engine.streamed,
         tiled=engine.tiled,
         timings=watch.seconds,
@@ -209,6 +234,7 @@ def _check_speakers(request: Request) -> None:
             f"There are {count} voices; one or two speakers are possible. "
             "Give --audio once or twice."
         )
+    request.sampling.check_speakers(count)
 
 
 def _read_picture(request: Request) -> Picture:
@@ -227,7 +253,7 @@ def _encode_text(
 ) -> Text:
     streamed = request.offload == "blocks"
     if request.offload == "auto":
-        needed = held_bytes(files.text_encoder, dtype) * memory.VISITOR_SLACK
+        needed = held_bytes(files.text_encoder, dtype) * memory.ENCODER_SLACK
         streamed = needed > memory.free_bytes(device)
     encoder = load_text_encoder(files.text_encoder, device=device, dtype=dtype, streamed=streamed)
     prompts = [request.prompt]
@@ -240,29 +266,12 @@ def _encode_text(
 def _plan(
     files: OpenFiles, request: Request, *, size: Size, device: torch.device, dtype: torch.dtype
 ) -> memory.Plan:
-    """Choose how the card's memory is used, while everything is still on disk."""
+    """Choose the memory plan from the files' headers, before weights are loaded."""
     if device.type == "cpu" or request.offload == "none":
         return memory.RESIDENT
     if request.offload == "blocks":
         return memory.STREAMED
-    sampling = request.sampling
-    work = memory.Workload(
-        size=size,
-        num_frames=sampling.segment_frames,
-        dim=files.config.dim,
-        ffn_dim=files.config.ffn_dim,
-        num_passes=len(
-            passes_needed(
-                text_guidance=sampling.text_guidance, audio_guidance=sampling.audio_guidance
-            )
-        ),
-        dtype=dtype,
-        transformer=files.transformer_weights(dtype),
-        fused=importlib.util.find_spec("triton") is not None,
-        vae_width=vae_width(files.vae),
-        vae_bytes=held_bytes(files.vae, dtype),
-        image_encoder_bytes=held_bytes(files.clip_vision, dtype),
-    )
+    work = workload(files, request.sampling, size=size, dtype=dtype)
     return memory.choose(work, free=memory.free_bytes(device))
 
 

@@ -1,9 +1,9 @@
-"""Block swap: a transformer larger than the card, two of its blocks there at a time.
+"""Block swap: the blocks of a transformer in main memory, two of them on the card at a time.
 
-All tensors of a block (packed bytes, norms, biases, LoRA factors) lie in one page-locked stretch of
-main memory, so that one copy brings a block to the card. There two slots take turns: while a block
-computes out of one, a copy stream fills the other with the next block; after the last block that is
-the first one, for the next forward pass. Nothing is allocated per block and the host never waits.
+All tensors of a block (packed bytes, norms, biases, LoRA factors) lie in one page-locked buffer, so
+that one copy brings a block to the card. The card has two slots: while a block computes from one, a
+copy stream fills the other with the next block; after the last block comes the first one, for the
+next forward pass. Nothing is allocated per block, and the host never waits.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 _ALIGNMENT = 256
-"""Bytes; what CUDA's allocator gives, so that kernels find the alignment they know."""
+"""Alignment of tensors, in bytes, as CUDA's allocator gives it; kernels rely on it."""
 
 _log = logging.getLogger(__name__)
 
 
 def stream_blocks(model: nn.Module, blocks: nn.ModuleList, device: torch.device) -> BlockStream:
-    """Keep the weights of a model's blocks in main memory and lend them to the device in turn.
+    """Keep the weights of a model's blocks in main memory and stream them to the device.
 
     Args:
-        model: What the blocks belong to; its other parts move to the device.
-        blocks: Its equal layers, called in order.
-        device: Where it computes.
+        model: The whole model; its other parts move to the device.
+        blocks: Its blocks, called in order.
+        device: Where the model computes.
 
     Returns:
         The stream; it lives as long as the blocks.
     """
     inside = set(blocks.modules())
-    moved: dict[Tensor, Tensor] = {}  # a tensor in two places, such as an embedding, stays one
+    moved: dict[Tensor, Tensor] = {}  # a shared tensor, such as an embedding, stays shared
     for place in _places(model):
         if place.owner not in inside:
             if place.tensor not in moved:
@@ -48,66 +48,67 @@ def stream_blocks(model: nn.Module, blocks: nn.ModuleList, device: torch.device)
 
 
 class BlockStream:
-    """Lends blocks their weights on the device, each for the time of its forward pass.
+    """Copies each block's weights to the device for its forward pass.
 
     Attributes:
-        copies: Blocks brought to the device so far; one for each block and forward pass.
-        stream: What copies; `None` on a device without streams, where each copy is waited for.
+        copies: Copies so far; one for each block and forward pass.
+        stream: The copy stream; `None` on a device without streams, where copies block.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
-        """Gather each block's weights in main memory and hook the blocks."""
+        """Gather each block's weights in one buffer and hook the blocks."""
         self.copies = 0
         self.stream = _new_stream(device)
-        self._cargoes = [_Cargo(block, self.stream) for block in blocks]
-        largest = max((len(cargo.bytes) for cargo in self._cargoes), default=0)
+        self._weights = [_BlockWeights(block, self.stream) for block in blocks]
+        largest = max((len(one.bytes) for one in self._weights), default=0)
         self._slots = [_Slot(largest, device, self.stream) for _ in range(2)]
-        self._views = [[cargo.views(slot.bytes) for cargo in self._cargoes] for slot in self._slots]
-        self._coming: _Stay | None = None
-        self._lent: _Stay | None = None
+        self._views = [[one.views(slot.bytes) for one in self._weights] for slot in self._slots]
+        self._next: _Loaded | None = None
+        self._current: _Loaded | None = None
         self._hooks: list[RemovableHandle] = []
         for index, block in enumerate(blocks):
-            before = functools.partial(self._hand_over, index)
-            self._hooks.append(block.register_forward_pre_hook(before))
-            self._hooks.append(block.register_forward_hook(self._take_back, always_call=True))
+            self._hooks.append(
+                block.register_forward_pre_hook(functools.partial(self._before, index))
+            )
+            self._hooks.append(block.register_forward_hook(self._after, always_call=True))
 
     def close(self) -> None:
-        """End the lending; the blocks keep their weights in main memory."""
-        self._take_back()
+        """Stop streaming; the blocks keep their weights in main memory."""
+        self._after()
         for hook in self._hooks:
             hook.remove()
 
-    def _hand_over(self, index: int, block: nn.Module, args: Any) -> None:
-        self._take_back()  # after Ctrl-C in a block, for which torch calls no hook
-        stay = self._coming
-        if stay is None or stay.block != index:  # the first pass, or the last one ended midway
-            stay = self._fetch(index, slot=0)
-        self._slots[stay.slot].wait()
-        self._cargoes[index].put(self._views[stay.slot][index])
-        self._lent = stay
-        self._coming = self._fetch((index + 1) % len(self._cargoes), slot=1 - stay.slot)
+    def _before(self, index: int, block: nn.Module, args: Any) -> None:
+        self._after()  # after Ctrl-C in a block, for which torch calls no hook
+        loaded = self._next
+        if loaded is None or loaded.block != index:  # the first pass, or the last one ended midway
+            loaded = self._fetch(index, slot=0)
+        self._slots[loaded.slot].wait()
+        self._weights[index].put(self._views[loaded.slot][index])
+        self._current = loaded
+        self._next = self._fetch((index + 1) % len(self._weights), slot=1 - loaded.slot)
 
-    def _take_back(self, *_: Any) -> None:
-        if self._lent is not None:
-            self._slots[self._lent.slot].release()
-            self._cargoes[self._lent.block].put_masters()
-            self._lent = None
+    def _after(self, *_: Any) -> None:
+        if self._current is not None:
+            self._slots[self._current.slot].release()
+            self._weights[self._current.block].put_masters()
+            self._current = None
 
-    def _fetch(self, index: int, *, slot: int) -> _Stay:
-        self._slots[slot].fill(self._cargoes[index].bytes)
+    def _fetch(self, index: int, *, slot: int) -> _Loaded:
+        self._slots[slot].fill(self._weights[index].bytes)
         self.copies += 1
-        return _Stay(index, slot)
+        return _Loaded(index, slot)
 
 
-class _Stay(NamedTuple):
-    """Which block is in which slot."""
+class _Loaded(NamedTuple):
+    """A block, by index, and the slot that has its weights."""
 
     block: int
     slot: int
 
 
 class _Place(NamedTuple):
-    """Where in a module a parameter or a buffer stands."""
+    """A parameter or buffer of a module."""
 
     owner: nn.Module
     name: str
@@ -121,11 +122,11 @@ class _Place(NamedTuple):
         setattr(self.owner, self.name, tensor)
 
 
-class _Cargo:
-    """The weights of one block, side by side in main memory.
+class _BlockWeights:
+    """The weights of one block, in one buffer in main memory.
 
     Attributes:
-        bytes: All of them, uint8, page-locked where the device is a CUDA card.
+        bytes: The buffer, uint8; page-locked if the device is a CUDA card.
     """
 
     def __init__(self, block: nn.Module, stream: torch.cuda.Stream | None) -> None:
@@ -144,43 +145,43 @@ class _Cargo:
         if stream is not None:
             _page_lock(self.bytes, stream)
 
-    def views(self, slab: Tensor) -> list[Tensor]:
-        """Give every tensor of the block as a view of a slab that holds its bytes."""
+    def views(self, buffer: Tensor) -> list[Tensor]:
+        """Return every tensor of the block as a view of a buffer with its bytes."""
         views = []
         for place, offset in zip(self._places, self._offsets, strict=False):
             tensor = place.tensor
-            part = slab[offset : offset + tensor.nbytes]
+            part = buffer[offset : offset + tensor.nbytes]
             views.append(place.like(part.view(tensor.dtype).view(tensor.shape)))
         return views
 
     def put(self, tensors: Iterable[Tensor]) -> None:
-        """Let the block compute with these tensors."""
+        """Set the block's parameters and buffers to these tensors."""
         for place, tensor in zip(self._places, tensors, strict=True):
             place.put(tensor)
 
     def put_masters(self) -> None:
-        """Let the block have its weights in main memory."""
+        """Set them to the weights in main memory."""
         self.put(self._masters)
 
 
 class _Slot:
-    """Room for one block on the device, and who may touch it when.
+    """A buffer for one block on the device; CUDA events order its use.
 
     Attributes:
-        bytes: The room, uint8.
+        bytes: The buffer, uint8.
     """
 
     def __init__(self, size: int, device: torch.device, stream: torch.cuda.Stream | None) -> None:
         self.bytes = torch.empty(size, dtype=torch.uint8, device=device)
         self._stream = stream
         if stream is not None:
-            self.bytes.record_stream(stream)  # not to be given away while a copy is under way
+            self.bytes.record_stream(stream)  # not to be reused during a copy
             self._filled = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._free = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self.release()
 
     def fill(self, source: Tensor) -> None:
-        """Copy a block in, after the work of the one that was there."""
+        """Copy a block in, once the work on the previous one has finished."""
         target = self.bytes[: len(source)]
         if self._stream is None:
             target.copy_(source)
@@ -191,12 +192,12 @@ class _Slot:
         self._filled.record(self._stream)
 
     def wait(self) -> None:
-        """Let the work that follows wait for the copy."""
+        """Make later work wait for the copy."""
         if self._stream is not None:
             torch.cuda.current_stream(self.bytes.device).wait_event(self._filled)
 
     def release(self) -> None:
-        """Let the next copy wait for the work so far."""
+        """Make the next copy wait for the work so far."""
         if self._stream is not None:
             self._free.record(torch.cuda.current_stream(self.bytes.device))
 
@@ -208,9 +209,9 @@ def _new_stream(device: torch.device) -> torch.cuda.Stream | None:
 
 
 def _page_lock(memory: Tensor, stream: torch.cuda.Stream) -> None:
-    """Register memory with CUDA, until it is freed, so that copies need not wait for the host.
+    """Page-lock memory until it is freed, so that copies are asynchronous.
 
-    `pin_memory` would round each block up to a power of two: 22 GB become 43.
+    `pin_memory` would round each block up to a power of two: 43 GB instead of 22.
     """
     address = memory.data_ptr()
     runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
@@ -218,7 +219,7 @@ def _page_lock(memory: Tensor, stream: torch.cuda.Stream) -> None:
         weakref.finalize(memory, _unlock, address, stream).atexit = False
         return
     with contextlib.suppress(RuntimeError):
-        torch.zeros(1, device=stream.device)  # raises the error that CUDA still keeps
+        torch.zeros(1, device=stream.device)  # clears the error that CUDA keeps, by raising it
     _log.warning(
         "%.1f GB of main memory could not be page-locked; streaming is slower.", memory.nbytes / 1e9
     )

@@ -1,9 +1,10 @@
 """The video VAE of the command: diffusers' `AutoencoderKLWan`, sizes from shapes.
 
-Wan's own files number all layers in one list (`decoder.upsamples.7.resample.1.weight`); diffusers'
-class groups them (`decoder.up_blocks.1.upsamplers.0.resample.1.weight`). Both are read:
-`original_name` is the map. Latents are normalised per channel with the class's own Wan constants;
-encoding takes the mode, so it is deterministic.
+The loader gives Wan's own names, which number all layers in one list
+(`decoder.upsamples.7.resample.1.weight`); diffusers' class groups them
+(`decoder.up_blocks.1.upsamplers.0.resample.1.weight`). `original_name` is the map. Latents are
+normalised per channel with the class's own Wan constants; encoding takes the mode, so it is
+deterministic.
 Follows `WanVAE` in MultiTalk `wan/modules/vae.py`.
 """
 
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 from collections.abc import Callable
 
 import torch
@@ -21,32 +21,13 @@ from torch import Tensor
 from ..multitalk_core.errors import WeightsError
 from ..multitalk_core.files.sizes import shape_of
 from ..wan_gguf_loader.files import WeightsFile
+from ..wan_gguf_loader.namings import DIFFUSERS_VAE, Spelling, model_names
 from .borrowed import fill, on_device
 from .memory import TILE_PIXELS, TILE_STRIDE
 
 _LATENT_CHANNELS = 16
-_LAYERS_PER_UP_BLOCK = 4
-"""Three residual layers and an upsampler: how diffusers cuts Wan's flat list of decoder layers."""
-
-_ORIGINAL_PARTS = (
-    (r"^quant_conv\.", "conv1."),
-    (r"^post_quant_conv\.", "conv2."),
-    (r"\.conv_in\.", ".conv1."),
-    (r"\.norm_out\.", ".head.0."),
-    (r"\.conv_out\.", ".head.2."),
-    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
-    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
-    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
-    (r"\.down_blocks\.", ".downsamples."),
-    (r"\.norm1\.", ".residual.0."),
-    (r"(?<=\d)\.conv1\.", ".residual.2."),
-    (r"\.norm2\.", ".residual.3."),
-    (r"\.conv2\.", ".residual.6."),
-    (r"\.conv_shortcut\.", ".shortcut."),
-)
+_HEAD = "decoder.head.0.gamma"
 _log = logging.getLogger(__name__)
-
-_UP_BLOCK = re.compile(r"\.up_blocks\.(\d+)\.(resnets|upsamplers)\.(\d+)\.")
 
 
 class WanVAE:
@@ -108,7 +89,7 @@ class WanVAE:
 
 
 def load_vae(file: WeightsFile, *, device: torch.device, dtype: torch.dtype) -> WanVAE:
-    """Build the VAE of a file with Wan's or diffusers' tensor names.
+    """Build the VAE of a file.
 
     Args:
         file: An open Wan2.1 VAE of any width.
@@ -118,15 +99,11 @@ def load_vae(file: WeightsFile, *, device: torch.device, dtype: torch.dtype) -> 
     Raises:
         WeightsError: If the file is no Wan2.1 VAE.
     """
-    original = "encoder.conv1.weight" in file.tensors
-
-    def stored(name: str) -> str:
-        return original_name(name) if original else name
 
     def width(name: str, *, rank: int) -> int:
-        return shape_of(file.shapes, stored(name), source=file.path.name, rank=rank)[0]
+        return shape_of(file.shapes, name, source=file.path.name, rank=rank)[0]
 
-    channels = width("post_quant_conv.weight", rank=5)
+    channels = width("conv2.weight", rank=5)
     if channels != _LATENT_CHANNELS:
         raise WeightsError(
             f"{file.path.name} is a VAE of {channels} latent channels; Wan2.1 needs one of "
@@ -134,33 +111,23 @@ def load_vae(file: WeightsFile, *, device: torch.device, dtype: torch.dtype) -> 
         )
     with torch.device("meta"):
         model = AutoencoderKLWan(
-            base_dim=width("encoder.conv_in.weight", rank=5),
-            decoder_base_dim=width("decoder.norm_out.gamma", rank=4),
+            base_dim=width("encoder.conv1.weight", rank=5),
+            decoder_base_dim=width(_HEAD, rank=4),
             z_dim=channels,
         )
-    fill(model, file, names={name: stored(name) for name in model.state_dict()}, dtype=dtype)
+    fill(model, file, names={name: original_name(name) for name in model.state_dict()}, dtype=dtype)
     return WanVAE(model, device=device)
 
 
 def vae_width(file: WeightsFile) -> int:
     """Give a VAE's channels at the size of the picture, in the decoder."""
-    name = "decoder.norm_out.gamma"  # of diffusers
-    name = name if name in file.tensors else original_name(name)
-    return shape_of(file.shapes, name, source=file.path.name, rank=4)[0]
+    return shape_of(file.shapes, _HEAD, source=file.path.name, rank=4)[0]
 
 
 def original_name(name: str) -> str:
     """Turn a tensor name of diffusers' class into the one of Wan's own files."""
-    name = _UP_BLOCK.sub(_flat_layer, name)
-    for pattern, replacement in _ORIGINAL_PARTS:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def _flat_layer(match: re.Match[str]) -> str:
-    block, kind, layer = match.groups()
-    offset = _LAYERS_PER_UP_BLOCK - 1 if kind == "upsamplers" else int(layer)
-    return f".upsamples.{int(block) * _LAYERS_PER_UP_BLOCK + offset}."
+    (renamed,) = model_names([name], Spelling(DIFFUSERS_VAE, ""))
+    return renamed
 
 
 def _spread(channels: Tensor, like: Tensor) -> Tensor:

@@ -6,8 +6,6 @@ Opening reads only headers, so a wrong file is reported within a second, not aft
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
@@ -18,17 +16,15 @@ from ..multitalk_core.config import ModelConfig
 from ..multitalk_core.errors import WeightsError
 from ..multitalk_core.files.identify import FileKind, identify, require
 from ..multitalk_core.files.sizes import audio_config, model_config
-from ..multitalk_core.inputs.features import load_wav2vec2, wav2vec2_config
+from ..multitalk_core.inputs.features import FOLDED_POSITION, load_wav2vec2, wav2vec2_config
 from ..multitalk_core.model.dit import MultiTalkModel
 from ..wan_gguf_loader.files import WeightsFile, open_weights
-from ..wan_gguf_loader.load import load_weights
-from ..wan_gguf_loader.lora import apply_lora
+from ..wan_gguf_loader.load import account_for, load_weights
+from ..wan_gguf_loader.lora import apply_lora, read_lora
+from ..wan_gguf_loader.namings import Part
 from ..wan_gguf_loader.ops import GGUFOps, Precision
-from .memory import Weights
+from .memory import Weights, count_weights
 from .request import ModelFiles
-
-_BLOCK = re.compile(r"(?:^|[._])blocks[._](\d+)[._]")
-"""The block number in a tensor's name, in any spelling of LoRA files."""
 
 
 class OpenFiles:
@@ -39,6 +35,7 @@ class OpenFiles:
         vae: The VAE's file.
         text_encoder: UMT5's file.
         clip_vision: The CLIP vision tower's file.
+        lora_reports: What each LoRA has changed in the transformer that was loaded, in a line.
     """
 
     def __init__(self, files: ModelFiles) -> None:
@@ -56,10 +53,17 @@ class OpenFiles:
         self._loras = [
             (_open(lora.path, FileKind.LORA, place="--lora"), lora.strength) for lora in files.loras
         ]
-        self._wav2vec2 = _open(files.wav2vec2, FileKind.WAV2VEC2, place="--wav2vec")
-        self.vae = _open(files.vae, FileKind.VAE, place="--vae")
-        self.text_encoder = _open(files.text_encoder, FileKind.UMT5, place="--text-encoder")
-        self.clip_vision = _open(files.clip_vision, FileKind.CLIP_VISION, place="--clip-vision")
+        self.lora_reports: list[str] = []
+        self._wav2vec2 = _open(
+            files.wav2vec2, FileKind.WAV2VEC2, place="--wav2vec", part="wav2vec2"
+        )
+        self.vae = _open(files.vae, FileKind.VAE, place="--vae", part="vae")
+        self.text_encoder = _open(
+            files.text_encoder, FileKind.UMT5, place="--text-encoder", part="text_encoder"
+        )
+        self.clip_vision = _open(
+            files.clip_vision, FileKind.CLIP_VISION, place="--clip-vision", part="clip_vision"
+        )
         self.config = self._transformer_config()
         self._check_wav2vec2()
 
@@ -69,27 +73,27 @@ class OpenFiles:
         """Load base, adapter and LoRAs; plain weights wider than `dtype` are rounded to it."""
         model = MultiTalkModel(self.config, ops=GGUFOps(precision=precision), device="meta")
         load_weights(model, self._transformer, dtype=dtype)
-        for file, strength in self._loras:
-            apply_lora(model, file, strength)
+        loras = [(read_lora(file, model), strength) for file, strength in self._loras]
+        for lora, strength in loras:
+            apply_lora(model, lora, strength)
+        self.lora_reports = [lora.report(strength) for lora, strength in loras]
         return model.eval()
 
     def transformer_weights(self, dtype: torch.dtype) -> Weights:
         """Count the bytes that `load_transformer` takes in memory, from the headers."""
-        outside, blocks = 0, Counter[int]()
-        for file in [*self._transformer, *(lora for lora, _ in self._loras)]:
-            widest = dtype.itemsize if file in self._transformer else torch.float32.itemsize
-            for name, info in file.tensors.items():
-                taken = min(info.nbytes, info.num_elements * widest)
-                if block := _BLOCK.search(name):
-                    blocks[int(block[1])] += taken
-                else:
-                    outside += taken
-        return Weights(outside=outside, blocks=tuple(blocks.values()))
+        return count_weights(
+            [
+                *((file, dtype) for file in self._transformer),
+                *((lora, None) for lora, _ in self._loras),
+            ]
+        )
 
     def load_wav2vec2(self) -> Wav2Vec2Model:
         """Load Wav2Vec2 in float32."""
         file = self._wav2vec2
-        return load_wav2vec2(file.weights(), num_heads=file.num_heads, source=file.path.name)
+        model = load_wav2vec2(file.weights(), num_heads=file.num_heads, source=file.path.name)
+        account_for(file, {*model.state_dict(), FOLDED_POSITION})
+        return model
 
     def _transformer_config(self) -> ModelConfig:
         base, adapter = self._base, self._adapter
@@ -123,7 +127,13 @@ class OpenFiles:
         )
 
 
-def _open(path: Path, wanted: FileKind | Collection[FileKind], *, place: str) -> WeightsFile:
-    file = open_weights(path)
-    require(identify(file.shapes), wanted, source=path.name, place=place)
+def _open(
+    path: Path,
+    wanted: FileKind | Collection[FileKind],
+    *,
+    place: str,
+    part: Part | None = None,
+) -> WeightsFile:
+    file = open_weights(path, part=part)
+    require(identify(file.shapes, file.metadata), wanted, source=path.name, place=place)
     return file

@@ -6,7 +6,7 @@ from .dequant import PACKED_TYPES, dequantize
 from .errors import GGUFError
 from .files import TensorInfo, WeightsFile, open_weights
 from .load import load_weights
-from .lora import apply_lora
+from .lora import apply_lora, read_lora
 from .ops import GGUFLinear, GGUFOps
 
 __all__ = [
@@ -20,4 +20,5 @@ __all__ = [
     "dequantize",
     "load_weights",
     "open_weights",
+    "read_lora",
 ]

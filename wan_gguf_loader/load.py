@@ -66,7 +66,10 @@ def account_for(file: WeightsFile, read: Collection[str]) -> None:
         GGUFError: If another tensor belongs to a layer or a tensor among `read`.
     """
     layers = {name.removesuffix(".weight") for name in read}
-    unread = [name for name in file.tensors if name not in read]
+    beside = file.variant.spelling.naming.beside
+    unread = [
+        name for name in file.tensors if name not in read and not (beside and beside.search(name))
+    ]
     needed = [name for name in unread if any(path in layers for path in _ancestors(name))]
     if needed:
         raise GGUFError(

@@ -16,10 +16,14 @@ from .errors import GGUFError
 _SHOWN = 10  # names in a message
 _PATCH = "patch_embedding.weight"
 _PATCH_BIAS = "patch_embedding.bias"
+_CLIP_RANKS = {
+    "vision_model.embeddings.class_embedding": 1,
+    "vision_model.embeddings.position_embedding.weight": 2,
+}
 
 
 def logical_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Undo the shape traps of Wan tensors.
+    """Undo the shape traps of Wan's tensors.
 
     Args:
         shapes: The model's names and the stored shapes, torch order.
@@ -32,6 +36,8 @@ def logical_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int
         is_table = name == "modulation" or name.endswith((".modulation", "img_emb.emb_pos"))
         if is_table and len(shape) == 2:
             result[name] = (1, *shape)
+        if (rank := _CLIP_RANKS.get(name)) and shape[:-rank] == (1,) * (3 - rank):
+            result[name] = shape[-rank:]
     bias, patch = shapes.get(_PATCH_BIAS, ()), shapes.get(_PATCH, ())
     if len(patch) == 4 and len(bias) == 1 and bias[0]:
         dim = bias[0]

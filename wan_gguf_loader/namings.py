@@ -2,7 +2,8 @@
 
 Packagings of one model differ in prefix and spelling. A `Naming` is one spelling: its marks are
 names that every file in it has, and its rules turn its names into ours, which are upstream's for
-the transformer and those of `transformers` for the encoders. A new packaging is a new row.
+the transformer and the VAE, and those of `transformers` for the encoders. A new packaging is a new
+row.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ class Naming(NamedTuple):
         title: What messages call it.
         part: The part that it spells.
         marks: Names without prefix; one of them tells the naming.
-        rules: Patterns and replacements; the first that matches a name is applied. Several
-            replacements, separated by spaces, are equal shares of the tensor's rows.
+        rules: Patterns and replacements, applied in this order to names after the prefix. A result
+            with spaces names equal shares of the tensor's rows.
+        beside: Our names of tensors that such files hold for other purposes than ours.
     """
 
     title: str
     part: Part
     marks: tuple[str, ...]
     rules: tuple[tuple[re.Pattern[str], str], ...] = ()
+    beside: re.Pattern[str] | None = None
 
 
 class Share(NamedTuple):
@@ -71,6 +74,106 @@ DIFFUSERS_LAYERS = _rules(
 )
 """Layer names of diffusers' Wan transformer to upstream's."""
 
+_LLAMA_UMT5 = _rules(
+    (r"^token_embd\.", "shared."),
+    (r"^enc\.output_norm\.", "encoder.final_layer_norm."),
+    (r"^enc\.blk\.(\d+)\.attn_norm\.", r"encoder.block.\1.layer.0.layer_norm."),
+    (
+        r"^enc\.blk\.(\d+)\.attn_rel_b\.",
+        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.",
+    ),
+    (r"^enc\.blk\.(\d+)\.attn_([qkvo])\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
+    (r"^enc\.blk\.(\d+)\.ffn_norm\.", r"encoder.block.\1.layer.1.layer_norm."),
+    (r"^enc\.blk\.(\d+)\.ffn_gate\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+    (r"^enc\.blk\.(\d+)\.ffn_up\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+    (r"^enc\.blk\.(\d+)\.ffn_down\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+)
+_WAN_UMT5 = _rules(
+    (r"^token_embedding\.", "shared."),
+    (r"^norm\.", "encoder.final_layer_norm."),
+    (r"^blocks\.(\d+)\.norm1\.", r"encoder.block.\1.layer.0.layer_norm."),
+    (
+        r"^blocks\.(\d+)\.pos_embedding\.embedding\.",
+        r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.",
+    ),
+    (r"^blocks\.(\d+)\.attn\.([qkvo])\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
+    (r"^blocks\.(\d+)\.norm2\.", r"encoder.block.\1.layer.1.layer_norm."),
+    (r"^blocks\.(\d+)\.ffn\.gate\.0\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
+    (r"^blocks\.(\d+)\.ffn\.fc1\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
+    (r"^blocks\.(\d+)\.ffn\.fc2\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
+)
+_UMT5_BESIDE = re.compile(r"(^|\.)(decoder\.|lm_head\.|embed_tokens\.|spiece_model$)")
+"""The decoder, the embedding a second time, and what `tokenizer.py` reads."""
+
+_OPEN_CLIP = _rules(
+    (r"^class_embedding$", "vision_model.embeddings.class_embedding"),
+    (r"^positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^conv1\.", "vision_model.embeddings.patch_embedding."),
+    (r"^ln_pre\.", "vision_model.pre_layrnorm."),
+    (r"^ln_post\.", "vision_model.post_layernorm."),
+    (r"^proj$", "visual_projection"),
+    (r"^transformer\.resblocks\.(\d+)\.", r"vision_model.encoder.layers.\1."),
+    (r"\.ln_([12])\.", r".layer_norm\1."),
+    (r"\.mlp\.c_fc\.", ".mlp.fc1."),
+    (r"\.mlp\.c_proj\.", ".mlp.fc2."),
+    (r"\.attn\.out_proj\.", ".self_attn.out_proj."),
+    (
+        r"^(.+)\.attn\.in_proj_(weight|bias)$",
+        r"\1.self_attn.q_proj.\2 \1.self_attn.k_proj.\2 \1.self_attn.v_proj.\2",
+    ),
+)
+_WAN_CLIP = _rules(
+    (r"^cls_embedding$", "vision_model.embeddings.class_embedding"),
+    (r"^pos_embedding$", "vision_model.embeddings.position_embedding.weight"),
+    (r"^patch_embedding\.", "vision_model.embeddings.patch_embedding."),
+    (r"^pre_norm\.", "vision_model.pre_layrnorm."),
+    (r"^post_norm\.", "vision_model.post_layernorm."),
+    (r"^head$", "visual_projection"),
+    (r"^transformer\.(\d+)\.", r"vision_model.encoder.layers.\1."),
+    (r"\.norm([12])\.", r".layer_norm\1."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.2\.", ".mlp.fc2."),
+    (r"\.attn\.proj\.", ".self_attn.out_proj."),
+    (
+        r"^(.+)\.attn\.to_qkv\.(weight|bias)$",
+        r"\1.self_attn.q_proj.\2 \1.self_attn.k_proj.\2 \1.self_attn.v_proj.\2",
+    ),
+)
+_CLIP_BESIDE = re.compile(
+    r"(^|\.)(text_model|textual|text|transformer|token_embedding|positional_embedding|ln_final"
+    r"|text_projection|visual_projection|log_scale|logit_scale|position_ids)(\.|$)"
+)
+"""The text tower, and the way into the space that both share."""
+
+_DIFFUSERS_VAE_LAYERS = _rules(
+    (r"^quant_conv\.", "conv1."),
+    (r"^post_quant_conv\.", "conv2."),
+    (r"\.conv_in\.", ".conv1."),
+    (r"\.norm_out\.", ".head.0."),
+    (r"\.conv_out\.", ".head.2."),
+    (r"\.mid_block\.resnets\.0\.", ".middle.0."),
+    (r"\.mid_block\.attentions\.0\.", ".middle.1."),
+    (r"\.mid_block\.resnets\.1\.", ".middle.2."),
+    (r"\.down_blocks\.", ".downsamples."),
+    # Wan numbers the decoder's layers in one list: three residual layers and an upsampler a block.
+    *(
+        (rf"\.up_blocks\.{block}\.{layer}\.", f".upsamples.{4 * block + number}.")
+        for block in range(4)
+        for number, layer in enumerate(
+            (r"resnets\.0", r"resnets\.1", r"resnets\.2", r"upsamplers\.0")
+        )
+    ),
+    (r"\.norm1\.", ".residual.0."),
+    (r"(?<=\d)\.conv1\.", ".residual.2."),
+    (r"\.norm2\.", ".residual.3."),
+    (r"\.conv2\.", ".residual.6."),
+    (r"\.conv_shortcut\.", ".shortcut."),
+)
+DIFFUSERS_VAE = Naming(
+    "diffusers' names", "vae", ("decoder.conv_in.weight",), _DIFFUSERS_VAE_LAYERS
+)
+"""Also the names of diffusers' class `AutoencoderKLWan`."""
+
 NAMINGS: tuple[Naming, ...] = (
     Naming("Wan's own names", "transformer", ("blocks.0.self_attn.q.weight",)),
     Naming("diffusers' names", "transformer", ("blocks.0.attn1.to_q.weight",), DIFFUSERS_LAYERS),
@@ -83,34 +186,51 @@ NAMINGS: tuple[Naming, ...] = (
         "transformers' names",
         "text_encoder",
         ("encoder.block.0.layer.0.SelfAttention.q.weight",),
+        beside=_UMT5_BESIDE,
     ),
     Naming(
-        "llama.cpp's names",
+        "llama.cpp's names", "text_encoder", ("enc.blk.0.attn_q.weight",), _LLAMA_UMT5, _UMT5_BESIDE
+    ),
+    Naming(
+        "Wan's own names",
         "text_encoder",
-        ("enc.blk.0.attn_q.weight",),
-        _rules(
-            (r"^token_embd\.", "shared."),
-            (r"^enc\.output_norm\.", "encoder.final_layer_norm."),
-            (r"^enc\.blk\.(\d+)\.attn_norm\.", r"encoder.block.\1.layer.0.layer_norm."),
-            (
-                r"^enc\.blk\.(\d+)\.attn_rel_b\.",
-                r"encoder.block.\1.layer.0.SelfAttention.relative_attention_bias.",
-            ),
-            (r"^enc\.blk\.(\d+)\.attn_([qkvo])\.", r"encoder.block.\1.layer.0.SelfAttention.\2."),
-            (r"^enc\.blk\.(\d+)\.ffn_norm\.", r"encoder.block.\1.layer.1.layer_norm."),
-            (r"^enc\.blk\.(\d+)\.ffn_gate\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_0."),
-            (r"^enc\.blk\.(\d+)\.ffn_up\.", r"encoder.block.\1.layer.1.DenseReluDense.wi_1."),
-            (r"^enc\.blk\.(\d+)\.ffn_down\.", r"encoder.block.\1.layer.1.DenseReluDense.wo."),
-        ),
+        ("blocks.0.pos_embedding.embedding.weight",),
+        _WAN_UMT5,
+        _UMT5_BESIDE,
     ),
     Naming(
         "transformers' names",
         "clip_vision",
         ("vision_model.encoder.layers.0.self_attn.q_proj.weight",),
+        beside=_CLIP_BESIDE,
     ),
-    Naming("transformers' names", "wav2vec2", ("feature_extractor.conv_layers.0.conv.weight",)),
+    Naming(
+        "transformers' names without 'vision_model.'",
+        "clip_vision",
+        ("pre_layrnorm.weight",),
+        _rules((r"^(?=(embeddings|encoder|pre_layrnorm|post_layernorm)\.)", "vision_model.")),
+        _CLIP_BESIDE,
+    ),
+    Naming("open_clip's names", "clip_vision", ("ln_pre.weight",), _OPEN_CLIP, _CLIP_BESIDE),
+    Naming(
+        "Wan's own names",
+        "clip_vision",
+        ("transformer.0.attn.to_qkv.weight",),
+        _WAN_CLIP,
+        _CLIP_BESIDE,
+    ),
+    Naming(
+        "transformers' names",
+        "wav2vec2",
+        ("feature_extractor.conv_layers.0.conv.weight",),
+        _rules(
+            (r"\.conv\.weight_g$", ".conv.parametrizations.weight.original0"),
+            (r"\.conv\.weight_v$", ".conv.parametrizations.weight.original1"),
+        ),
+        re.compile(r"(^|\.)(quantizer|project_hid|project_q|lm_head|masked_spec_embed)(\.|$)"),
+    ),
     Naming("Wan's own names", "vae", ("decoder.conv1.weight",)),
-    Naming("diffusers' names", "vae", ("decoder.conv_in.weight",)),
+    DIFFUSERS_VAE,
 )
 
 _ALWAYS = _rules((r"^multitalk_audio_proj\.", "audio_proj."))
@@ -177,10 +297,12 @@ def model_names(
         GGUFError: If two tensors have one name.
     """
     naming, prefix = spelling
-    rules = (*naming.rules, *(_ALWAYS if naming.part == "transformer" else ()))
+    always = _ALWAYS if naming.part == "transformer" else ()
     shares: dict[str, Share] = {}
     for stored in names:
-        ours = _renamed(stored.removeprefix(prefix) or stored, rules).split(" ")
+        own = stored.startswith(prefix) and stored != prefix
+        name = stored[len(prefix) :] if own else stored
+        ours = _renamed(name, (*(naming.rules if own else ()), *always)).split(" ")
         for index, name in enumerate(ours):
             if name in shares:
                 raise GGUFError(
@@ -194,9 +316,7 @@ def model_names(
 
 def _renamed(name: str, rules: Iterable[tuple[re.Pattern[str], str]]) -> str:
     for theirs, ours in rules:
-        renamed, count = theirs.subn(ours, name)
-        if count:
-            return renamed
+        name = theirs.sub(ours, name)
     return name
 
 

@@ -1,8 +1,8 @@
 """Linear layers over GGUF bytes: stored packed, decoded in forward.
 
 The bytes are a plain uint8 buffer named `weight` (no Tensor subclass, no false shape); the layer
-knows the logical shape; options belong to one load (`GGUFOps(...)`), never to a class. LoRA
-factors are kept beside the bytes, all files as one pair, and are added to the decoded weight.
+knows the logical shape; options belong to one load (`GGUFOps(...)`), never to a class. Changes by
+LoRA files are kept beside the bytes and are applied to the decoded weight.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .changes import Change, FullRank, LowRank, kept_changes
 from .dequant import BLOCK_TYPES, PACKED_TYPES, dequantize
 from .errors import GGUFError
 from .int8 import Int8Feed, Int8Rows, int8_linear, quantize_rows, takes
@@ -33,50 +34,6 @@ _IDS = {name: TYPES_BY_NAME[name].id for name in BLOCK_TYPES} | {
 }
 
 
-class LowRank(nn.Module):
-    """The low-rank changes of a layer's weight: `up @ (scale * down)`, one pair for all files.
-
-    The factors of all files are concatenated, so that one matrix product adds them. They move
-    between devices with the layer and are not part of its state dict.
-
-    Attributes:
-        up: `(out, rank)`, the ranks of all files concatenated.
-        down: `(rank, in)`.
-        scale: Factor of each rank, `(rank,)` float32.
-    """
-
-    up: Tensor
-    down: Tensor
-    scale: Tensor
-
-    def __init__(self, up: Tensor, down: Tensor, scale: Tensor) -> None:
-        """Store the factors in their own dtypes."""
-        super().__init__()
-        self.register_buffer("up", up, persistent=False)
-        self.register_buffer("down", down, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
-
-    def joined(self, other: LowRank) -> LowRank:
-        """Combine two changes into one."""
-        return LowRank(
-            _join((self.up, other.up), dim=1),
-            _join((self.down, other.down), dim=0),
-            torch.cat((self.scale, other.scale.to(self.scale.device))),
-        )
-
-    def add_to(self, weight: Tensor) -> Tensor:
-        """Add the change to a weight `(out, in)` in place and return it."""
-        device = weight.device
-        down = self.down.to(device).float() * self.scale.to(device).unsqueeze(1)
-        return weight.addmm_(self.up.to(device, weight.dtype), down.to(weight.dtype))
-
-
-def _join(tensors: tuple[Tensor, Tensor], *, dim: int) -> Tensor:
-    """Concatenate on the first tensor's device, in a dtype wide enough for both."""
-    dtype = torch.promote_types(tensors[0].dtype, tensors[1].dtype)
-    return torch.cat([tensor.to(tensors[0].device, dtype) for tensor in tensors], dim=dim)
-
-
 class GGUFLinear(nn.Module):
     """`torch.nn.Linear` over a weight in any storage type, without gradients.
 
@@ -87,13 +44,12 @@ class GGUFLinear(nn.Module):
             `(out_features, in_features)` of the stored dtype.
         bias: `(out_features,)` or None.
         precision: How forward multiplies; `"int8"` applies to inputs of many rows.
-        low_rank: LoRA changes of the weight.
-        difference: Full-rank changes of the weight, `(out, in)`.
+        changes: `LowRank` and `FullRank` changes of the weight, in order; None without any.
     """
 
     weight: Tensor
     bias: Tensor | None
-    difference: Tensor | None
+    changes: nn.ModuleList | None
 
     def __init__(
         self,
@@ -114,10 +70,9 @@ class GGUFLinear(nn.Module):
         zeros = torch.zeros(out_features, in_features, device=device, dtype=dtype)
         self.register_buffer("weight", zeros)
         self.register_buffer("bias", zeros.new_zeros(out_features) if bias else None)
-        self.register_buffer("difference", None, persistent=False)
-        self.low_rank: LowRank | None = None
-        self._holds = False
-        self._held: _Ready | None = None
+        self.changes = None
+        self._caches = False
+        self._cached: _Ready | None = None
 
     @property
     def weight_type(self) -> str:
@@ -149,21 +104,18 @@ class GGUFLinear(nn.Module):
         self._packed_type = packed_type
         self.weight = weight
 
-    def change_weight(self, *factors: Tensor, scale: float) -> None:
-        """Add a change to the layer; the stored weight is not modified.
+    def change_weight(self, change: Change, strength: float = 1.0) -> None:
+        """Add a change of the weight; the stored weight is not modified.
 
         Args:
-            *factors: `(difference,)` of the weight's shape, or `(up, down)` as `(out, rank)` and
-                `(rank, in)`.
-            scale: Factor of the change.
+            change: Its factors are matrices that fit the weight.
+            strength: Factor on it.
         """
-        if len(factors) == 1:
-            added = factors[0].float() * scale
-            self.difference = added if self.difference is None else self.difference + added
-            return
-        up, down = factors
-        change = LowRank(up, down, torch.full((up.shape[1],), scale, device=up.device))
-        self.low_rank = change if self.low_rank is None else self.low_rank.joined(change)
+        self.changes = nn.ModuleList(kept_changes(self._changes(), change, strength))
+
+    def _changes(self) -> list[LowRank | FullRank]:
+        changes = [] if self.changes is None else list(self.changes)
+        return cast("list[LowRank | FullRank]", changes)
 
     def dequantized_weight(
         self, dtype: torch.dtype, device: torch.device | str | None = None
@@ -180,47 +132,43 @@ class GGUFLinear(nn.Module):
             The weight, `(out_features, in_features)`; may be the stored tensor itself.
         """
         stored = self.weight.to(device) if device is not None else self.weight
-        decoded_dtype = dtype if self.difference is None else torch.float32
+        changes = self._changes()
+        low_rank = all(isinstance(change, LowRank) for change in changes)
+        decoded_dtype = dtype if low_rank else torch.float32
         if self._packed_type is None:
             weight = stored.to(decoded_dtype)
-            if weight is self.weight and self.low_rank is not None:
+            if weight is self.weight and changes:
                 weight = weight.clone()
         else:
             shape = (self.out_features, self.in_features)
             weight = dequantize(stored, self._packed_type, shape, dtype=decoded_dtype)
-        if self.difference is not None:
-            weight = weight + self.difference.to(weight.device)
-        if self.low_rank is not None:
-            weight = self.low_rank.add_to(weight)
+        for change in changes:
+            weight = change.add_to(weight)
         return weight.to(dtype)
 
-    def hold(self) -> None:
-        """Cache the decoded weight from the next `forward` until `release`."""
-        self._holds = True
-
-    def release(self) -> None:
-        """Drop the cached weight."""
-        self._holds, self._held = False, None
+    def cache_decoded(self, *, enabled: bool) -> None:
+        """Cache the decoded weight from the next `forward` on, or drop it and stop caching."""
+        self._caches, self._cached = enabled, None
 
     def forward(self, x: Tensor | Int8Rows) -> Tensor:
         """Apply the layer to `(..., in_features)`; the result has the input's dtype.
 
         An int8 layer also takes rows that `GGUFOps.feed` has quantised.
         """
-        ready = self.held_for(x)
+        ready = self.cached_for(x)
         if ready is None:
             weight = self.dequantized_weight(x.dtype, x.device)
             bias = None if self.bias is None else self.bias.to(device=x.device, dtype=x.dtype)
             ready = self.rounded(weight, x), bias
-        if self._holds:
-            self._held = ready
+        if self._caches:
+            self._cached = ready
         return self.multiply(x, *ready)
 
-    def held_for(self, x: Tensor | Int8Rows) -> _Ready | None:
+    def cached_for(self, x: Tensor | Int8Rows) -> _Ready | None:
         """Give the cached weight and bias if their form fits `x`, else None."""
-        if self._held is None or isinstance(self._held[0], Int8Rows) != self._in_int8(x):
+        if self._cached is None or isinstance(self._cached[0], Int8Rows) != self._in_int8(x):
             return None
-        return self._held
+        return self._cached
 
     def rounded(self, weight: Tensor, x: Tensor | Int8Rows) -> Tensor | Int8Rows:
         """Quantise a decoded weight if the product with `x` is in int8."""
@@ -321,13 +269,13 @@ class GGUFOps:
 
     @staticmethod
     @contextlib.contextmanager
-    def hold(layers: nn.Module) -> Iterator[None]:
+    def cache_decoded(layers: nn.Module) -> Iterator[None]:
         """Cache the decoded weights of all `GGUFLinear` inside `layers` for the context."""
         linears = [module for module in layers.modules() if isinstance(module, GGUFLinear)]
         for layer in linears:
-            layer.hold()
+            layer.cache_decoded(enabled=True)
         try:
             yield
         finally:
             for layer in linears:
-                layer.release()
+                layer.cache_decoded(enabled=False)

@@ -55,7 +55,7 @@ def _entry(name: str, entry: object, source: Source, data_start: int) -> StoredT
     if not isinstance(kind, str) or kind not in PLAIN_DTYPES:
         known = ", ".join(PLAIN_DTYPES)
         raise source.error(
-            f"tensor {name!r} has the unknown type {str(kind)[:40]!r}. Known types: {known}.",
+            f"tensor {name!r} has the unknown type {str(kind)[:40]!r}. Known types: {known}."
         )
     if not _is_naturals(shape) or not _is_naturals(offsets) or len(offsets) != 2:
         raise source.error(f"the shape or position of tensor {name!r} is damaged.")
@@ -64,7 +64,7 @@ def _entry(name: str, entry: object, source: Source, data_start: int) -> StoredT
     if end - begin != needed:
         raise source.error(
             f"tensor {name!r} ({kind}, shape {shape}) needs {needed} bytes but its position spans "
-            f"{end - begin}: the header is damaged.",
+            f"{end - begin}: the header is damaged."
         )
     source.require_inside(data_start + end, what=f"tensor {name!r} ({kind})")
     return StoredTensor(name, kind, tuple(shape), data_start + begin, needed, source)
@@ -81,7 +81,7 @@ def _check_extents(tensors: tuple[StoredTensor, ...], source: Source, *, data_st
         if tensor.offset != end:
             raise source.error(
                 f"tensor {tensor.name!r} starts at byte {tensor.offset}, {end} is needed: tensors "
-                "overlap or leave a gap. The header is damaged.",
+                "overlap or leave a gap. The header is damaged."
             )
         end += tensor.nbytes
     if end != source.size:

@@ -24,7 +24,7 @@ from ...multitalk_core.config import SamplingConfig
 from ...multitalk_core.method.guidance import Pass
 from ...multitalk_core.method.sampler import EulerSampler, SegmentInputs, Velocities
 from ..evaluate_tiny.rows import follow
-from ..evaluate_tiny.scenes import Scene, Voice, cut_voices, draw_scenes
+from ..evaluate_tiny.scenes import DrawnPhoto, Utterance, cut_voices, draw_scenes
 from ..evaluate_tiny.system import MATCHED, SEGMENT_FRAMES, System
 from ..train_tiny.voices import load_voices
 
@@ -74,7 +74,9 @@ class Clip(NamedTuple):
     correlation: float
 
 
-def make(system: System, scene: Scene, voice: Voice, *, config: SamplingConfig, seed: int) -> Clip:
+def make(
+    system: System, scene: DrawnPhoto, voice: Utterance, *, config: SamplingConfig, seed: int
+) -> Clip:
     """Make one segment and measure it."""
     samplers: list[CountingSampler] = []
 
@@ -95,7 +97,9 @@ def make(system: System, scene: Scene, voice: Voice, *, config: SamplingConfig, 
     return Clip(sampler.made[0], len(sampler.ran), follow(video, scene.mouths[0], voice))
 
 
-def table(system: System, cast: Sequence[tuple[Scene, Voice]], config: SamplingConfig) -> str:
+def table(
+    system: System, cast: Sequence[tuple[DrawnPhoto, Utterance]], config: SamplingConfig
+) -> str:
     """Measure every mode; give the table."""
     lines = ["| mode | passes run | latents off by | mouth follows voice |", "|---|---|---|---|"]
     plain: list[Clip] = []

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...multitalk_core.geometry import FRAME_STRIDE
 from ..train_tiny.mouth import correlation, opening
 from . import measures
-from .scenes import SEED, Scene, Voice, draw_scenes
+from .scenes import SEED, DrawnPhoto, Utterance, draw_scenes
 from .system import MATCHED, SAMPLING, SEGMENT_FRAMES, EqualLabels, Rewritten, System
 
 LONG_FRAMES = 117
@@ -59,11 +59,11 @@ class Material:
     """
 
     models: Path
-    singles: list[Scene]
-    pairs: list[Scene]
-    voices: list[Voice]
+    singles: list[DrawnPhoto]
+    pairs: list[DrawnPhoto]
+    voices: list[Utterance]
 
-    def voice(self, number: int) -> Voice:
+    def voice(self, number: int) -> Utterance:
         """Give a voice; after the last comes the first again."""
         return self.voices[number % len(self.voices)]
 
@@ -81,12 +81,12 @@ def at_most(name: str, value: float, bound: float, count: int) -> Row:
     return Row(name, value, f"at most {bound:g}", value <= bound, count)
 
 
-def follow(video: Tensor, mouth: Tensor, voice: Voice, *, start: int = START) -> float:
+def follow(video: Tensor, mouth: Tensor, voice: Utterance, *, start: int = START) -> float:
     """Give the correlation of a mouth in a video with a voice, starting at a frame."""
     return _agree(opening(video, mouth), voice, start=start)
 
 
-def _agree(measured: Tensor, voice: Voice, *, start: int = START) -> float:
+def _agree(measured: Tensor, voice: Utterance, *, start: int = START) -> float:
     return correlation(measured[start:], voice.opening[start : len(measured)])
 
 
@@ -126,7 +126,7 @@ def one_speaker(system: System, material: Material) -> list[Row]:
 
 def no_voice(system: System, material: Material) -> list[Row]:
     """A mouth stays closed in silence, and does not move if the audio strength is 0."""
-    silence = Voice(track=torch.zeros(5 * 16000), opening=torch.zeros(125))
+    silence = Utterance(track=torch.zeros(5 * 16000), opening=torch.zeros(125))
     unheard = replace(SAMPLING, audio_strength=0.0)
     deviations, strays = [], []
     for number, scene in enumerate(material.singles):
@@ -281,7 +281,7 @@ def _lips(system: System, material: Material) -> float:
     return statistics.median(found)
 
 
-def _photo_face(scene: Scene) -> Tensor:
+def _photo_face(scene: DrawnPhoto) -> Tensor:
     return measures.face_signature(scene.photo.permute(2, 0, 1) / 255, scene.faces[0])
 
 

@@ -31,8 +31,8 @@ _LEAST_CHANGE = 0.15
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Voice:
-    """One voice, as the model gets it.
+class Utterance:
+    """One cut of speech, as the model gets it.
 
     Attributes:
         track: 16 kHz, -23 LUFS, `(N,)`.
@@ -44,7 +44,7 @@ class Voice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
+class DrawnPhoto:
     """A drawn photo with its labels.
 
     Attributes:
@@ -64,7 +64,7 @@ class Scene:
     other_colour: Tensor
 
 
-def draw_scenes(count: int, *, people: int, seed: int = SEED) -> list[Scene]:
+def draw_scenes(count: int, *, people: int, seed: int = SEED) -> list[DrawnPhoto]:
     """Draw held-out photos with the given number of people."""
     generator = torch.Generator().manual_seed(seed + people)
     faces = sample_faces(count, people=people, generator=generator)
@@ -78,7 +78,7 @@ def draw_scenes(count: int, *, people: int, seed: int = SEED) -> list[Scene]:
     boxes = drawing.boxes(faces, still, size=size)
     other = _other_wall(faces)
     return [
-        Scene(
+        DrawnPhoto(
             photo=((photos[i] + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).contiguous(),
             mouths=boxes.mouths[i, :, 0],
             faces=boxes.faces[i],
@@ -92,7 +92,7 @@ def draw_scenes(count: int, *, people: int, seed: int = SEED) -> list[Scene]:
 
 def cut_voices(
     voices: Mapping[str, NDArray[np.float32]], count: int, *, seed: int = SEED
-) -> list[Voice]:
+) -> list[Utterance]:
     """Cut pieces of `VOICE_SECONDS` out of held-out voices, wherever somebody speaks.
 
     Args:
@@ -114,10 +114,10 @@ def cut_voices(
     return pieces
 
 
-def _hear(recording: NDArray[np.float32], name: str) -> Voice:
+def _hear(recording: NDArray[np.float32], name: str) -> Utterance:
     track = prepare_voice(Recording(torch.from_numpy(recording), SAMPLE_RATE, name))
     curves = articulation(track.numpy(), len(track) // _SAMPLES_PER_FRAME)
-    return Voice(track=track, opening=torch.from_numpy(curves[:, 0]))
+    return Utterance(track=track, opening=torch.from_numpy(curves[:, 0]))
 
 
 def _start(opening: Tensor, *, generator: torch.Generator) -> int:

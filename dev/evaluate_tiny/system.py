@@ -20,11 +20,11 @@ from ...multitalk_core.config import SamplingConfig
 from ...multitalk_core.engine import Engine
 from ...multitalk_core.geometry import Box, Size
 from ...multitalk_core.inputs.features import audio_features
-from ...multitalk_core.inputs.scene import Scene as SceneOfEngine
-from ...multitalk_core.inputs.scene import Text, compose
+from ...multitalk_core.inputs.scene import Scene, Text, compose
 from ...multitalk_core.inputs.speech import Speech
 from ...multitalk_core.method.sampler import EulerSampler
 from ...multitalk_core.method.segments import TAIL_FRAMES
+from ...multitalk_core.model.audio_tokens import AudioContext
 from ...multitalk_core.model.dit import MultiTalkModel
 from ...standalone.encoders import load_image_encoder, load_text_encoder
 from ...standalone.request import ModelFiles
@@ -34,7 +34,7 @@ from ...wan_gguf_loader.files import open_weights
 from ..tiny.files import TrainedSet
 from ..train_tiny.clips import MOTION_FRAMES
 from ..train_tiny.vae import TinyVAE, load_vae
-from .scenes import Scene, Voice
+from .scenes import DrawnPhoto, Utterance
 
 SEGMENT_FRAMES = 33
 SAMPLING = SamplingConfig(
@@ -98,12 +98,12 @@ class System:
         self._images = load_image_encoder(files.clip_vision, **placed)
         self._texts = load_text_encoder(files.text_encoder, **placed)
         self._ears = files.load_wav2vec2()
-        self._heard: dict[int, tuple[Voice, Tensor]] = {}
+        self._heard: dict[int, tuple[Utterance, Tensor]] = {}
 
     def film(
         self,
-        scene: Scene,
-        voices: Sequence[Voice],
+        scene: DrawnPhoto,
+        voices: Sequence[Utterance],
         *,
         num_frames: int,
         places: Sequence[int] | None = None,
@@ -145,7 +145,7 @@ class System:
         )
         encoded = Text(text, negative_text[0] if negative_text else None)
         parts = engine.segments(
-            SceneOfEngine(
+            Scene(
                 picture=compose(scene.photo, regions, size=size),
                 speech=Speech(features=tuple(map(self._hear, voices)), num_frames=num_frames),
                 text_at=lambda _: encoded,
@@ -155,7 +155,7 @@ class System:
         )
         return (torch.cat([part.frames for part in parts], dim=1) / 2 + 0.5).clamp(0, 1)
 
-    def _hear(self, voice: Voice) -> Tensor:
+    def _hear(self, voice: Utterance) -> Tensor:
         key = id(voice)  # kept with the features, so that no later voice has it
         if key not in self._heard:
             features = audio_features(self._ears, voice.track, tail_frames=TAIL_FRAMES)
@@ -179,21 +179,36 @@ class EqualLabels(Broken):
     """Gives every video token the background's label, so that L-RoPE tells nobody apart."""
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, *, token_masks: Tensor | None, **others: Tensor
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        *,
+        audio: AudioContext | Sequence[AudioContext],
+        **others: Tensor,
     ) -> Tensor:
         """Predict the velocity with masks of background only."""
-        if token_masks is not None:
-            token_masks = torch.zeros_like(token_masks)
-            token_masks[..., -1, :] = 1
-        velocity: Tensor = self.model(latents, timestep, token_masks=token_masks, **others)
+        audio = (
+            _without_regions(audio)
+            if isinstance(audio, AudioContext)
+            else [_without_regions(one) for one in audio]
+        )
+        velocity: Tensor = self.model(latents, timestep, audio=audio, **others)
         return velocity
+
+
+def _without_regions(audio: AudioContext) -> AudioContext:
+    if audio.token_masks is None:
+        return audio
+    masks = torch.zeros_like(audio.token_masks)
+    masks[..., -1, :] = 1
+    return replace(audio, token_masks=masks)
 
 
 class Deaf(Broken):
     """Leaves out the audio layers' part."""
 
     def forward(
-        self, latents: Tensor, timestep: Tensor, *, audio: Tensor | None, **others: Tensor
+        self, latents: Tensor, timestep: Tensor, *, audio: object, **others: Tensor
     ) -> Tensor:
         """Predict the velocity of the base."""
         velocity: Tensor = self.model(latents, timestep, audio=None, **others)

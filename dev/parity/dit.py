@@ -23,7 +23,7 @@ from ...multitalk_core.model.attention import (
     SelfAttention,
     reference_map,
 )
-from ...multitalk_core.model.audio_tokens import first_frame
+from ...multitalk_core.model.audio_tokens import AudioContext, first_frame
 from ...multitalk_core.model.block import Block
 from ...multitalk_core.model.dit import MultiTalkModel
 from ...multitalk_core.model.elementwise import normalize
@@ -132,8 +132,7 @@ def record(
         condition=file.get("in.y"),
         text=file.get("in.context").unsqueeze(0),
         image=file.get("in.clip_fea"),
-        audio=model.project_audio(windows),
-        token_masks=masks,
+        audio=AudioContext(model.project_audio(windows), masks),
     )
     for hook in hooks:
         hook.remove()

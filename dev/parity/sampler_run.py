@@ -7,7 +7,7 @@ got from them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,7 @@ from ...multitalk_core.inputs.speech import Speech
 from ...multitalk_core.method.sampler import EulerSampler
 from ...multitalk_core.method.segments import Segment, SegmentPlan
 from ...multitalk_core.model.attention import SelfAttended, SelfAttention
+from ...multitalk_core.model.audio_tokens import AudioContext
 from ...multitalk_core.model.dit import MultiTalkModel
 from .dit import upstream_map
 from .golden import GoldenFile
@@ -121,8 +122,7 @@ class Recorder:
         audio = self.model.config.audio
         assert audio is not None
         prompt = self.file.get("in.context").to(latents).float()
-        for entry, heard in enumerate(given["audio"]):
-            tokens = heard if heard.ndim == 3 else heard[0]
+        for entry, tokens in enumerate(tokens_of_entries(given["audio"])):
             text = given["text"][entry].float()
             self.chunks[-1].calls.append(
                 Call(
@@ -136,6 +136,12 @@ class Recorder:
                 )
             )
         return velocity
+
+
+def tokens_of_entries(audio: AudioContext | Sequence[AudioContext]) -> list[Tensor]:
+    """Give the audio tokens `(F, M, token_dim)` of each entry of a batch."""
+    contexts = [audio] if isinstance(audio, AudioContext) else audio
+    return [tokens for one in contexts for tokens in one.tokens]
 
 
 class RecordedVAE:

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...wan_gguf_loader.files import open_weights
 from ..tiny.files import TinySet
 from .articulation import FPS, SAMPLE_RATE, articulation
 from .voices import FILE_NAME as VOICES_FILE
@@ -48,7 +49,8 @@ def make(folder: Path) -> dict[str, VoiceFeatures]:
     from .speech import NUM_HEADS
 
     path = TinySet(folder).wav2vec2
-    model = load_wav2vec2(load_file(path), num_heads=NUM_HEADS, source=path.name)
+    with open_weights(path) as file:
+        model = load_wav2vec2(file.weights(), num_heads=NUM_HEADS, source=path.name)
     voices = load_voices(folder / VOICES_FILE)
     voices[SILENCE] = np.zeros(SILENCE_FRAMES * SAMPLE_RATE // FPS, dtype=np.float32)
     heard = {}

@@ -21,7 +21,6 @@ import librosa
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Wav2Vec2Config, Wav2Vec2Model
@@ -32,6 +31,7 @@ from ...multitalk_core.inputs.features import (
     load_wav2vec2,
     normalized_track,
 )
+from ...wan_gguf_loader.files import open_weights
 from ..make_tiny import TinySet
 from ..tiny.save import save_weights
 from .articulation import FPS, SAMPLE_RATE, articulation
@@ -294,8 +294,8 @@ def run(arguments: argparse.Namespace) -> None:
         state_path.unlink(missing_ok=True)
     path = TinySet(arguments.out).wav2vec2
     save(path, train(tracks(voices), steps=arguments.steps, state_path=state_path))
-    stored = load_file(path)
-    model = load_wav2vec2(stored, num_heads=NUM_HEADS, source=path.name)
+    with open_weights(path) as file:
+        model = load_wav2vec2(file.weights(), num_heads=NUM_HEADS, source=path.name)
     for piece in (None, 125):
         for name, found in probe(model, voices, piece=piece).items():
             heard = "whole" if piece is None else f"{piece} frames at a time"

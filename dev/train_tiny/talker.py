@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ...multitalk_core.config import ModelConfig
+from ...multitalk_core.model.audio_tokens import AudioContext
 from ...multitalk_core.model.dit import MultiTalkModel
 from ..tiny.wan import TRAINED, is_audio
 from .context import repeat_padding
@@ -118,8 +119,11 @@ def loss_of(
     """
     level = draw.level.view(-1, 1, 1, 1, 1)
     noisy = torch.lerp(batch.latents, draw.noise, level)
-    audio = None if silence is None else audio_tokens(model, batch.windows, silence=silence)
-    two = audio is not None and not silence and batch.windows.shape[1] > 1
+    audio = None
+    if silence is not None:
+        tokens = audio_tokens(model, batch.windows, silence=silence)
+        two = not silence and batch.windows.shape[1] > 1
+        audio = AudioContext(tokens, batch.masks if two else None)
     velocity = model(
         noisy,
         1000 * draw.level,
@@ -127,7 +131,6 @@ def loss_of(
         text=batch.text,
         image=batch.image,
         audio=audio,
-        token_masks=batch.masks if two else None,
         hooks=repeat_padding(times=TRAINED.text_len - model.config.text_len + 1),
     )
     error = (velocity.float() - (draw.noise - batch.latents)).square().mean(dim=1, keepdim=True)

@@ -33,7 +33,7 @@ _LONG_PAUSES = (3, 8)  # sentences followed by a pause of more than two seconds
 _CURVE = 255.0  # of the mu-law: 8 bits a sample, the finer the quieter
 
 
-class Speaker(NamedTuple):
+class EspeakVoice(NamedTuple):
     """One voice of espeak-ng."""
 
     name: str
@@ -51,22 +51,22 @@ class Speaker(NamedTuple):
 
 
 SPEAKERS = (
-    Speaker("en-us+m3", 165, 45, "train"),
-    Speaker("en-gb+f2", 170, 55, "train"),
-    Speaker("en-us+f4", 150, 60, "train"),
-    Speaker("en-gb+m7", 180, 35, "train"),
-    Speaker("en-gb-scotland+m1", 155, 50, "train"),
-    Speaker("en-gb-x-rp+f5", 140, 50, "train"),
-    Speaker("en-us+klatt2", 160, 40, "train"),
-    Speaker("de+m5", 160, 45, "train"),
-    Speaker("de+f1", 150, 60, "train"),
-    Speaker("fr-fr+f3", 165, 50, "train"),
-    Speaker("es+m2", 170, 40, "train"),
-    Speaker("it+anika", 155, 50, "train"),
-    Speaker("en-us+m4", 160, 50, "test"),
-    Speaker("en-gb+steph", 165, 50, "test"),
-    Speaker("de+m8", 155, 45, "test"),
-    Speaker("es+belinda", 160, 55, "test"),
+    EspeakVoice("en-us+m3", 165, 45, "train"),
+    EspeakVoice("en-gb+f2", 170, 55, "train"),
+    EspeakVoice("en-us+f4", 150, 60, "train"),
+    EspeakVoice("en-gb+m7", 180, 35, "train"),
+    EspeakVoice("en-gb-scotland+m1", 155, 50, "train"),
+    EspeakVoice("en-gb-x-rp+f5", 140, 50, "train"),
+    EspeakVoice("en-us+klatt2", 160, 40, "train"),
+    EspeakVoice("de+m5", 160, 45, "train"),
+    EspeakVoice("de+f1", 150, 60, "train"),
+    EspeakVoice("fr-fr+f3", 165, 50, "train"),
+    EspeakVoice("es+m2", 170, 40, "train"),
+    EspeakVoice("it+anika", 155, 50, "train"),
+    EspeakVoice("en-us+m4", 160, 50, "test"),
+    EspeakVoice("en-gb+steph", 165, 50, "test"),
+    EspeakVoice("de+m8", 155, 45, "test"),
+    EspeakVoice("es+belinda", 160, 55, "test"),
 )
 TRAIN_VOICES = tuple(speaker.name for speaker in SPEAKERS if speaker.split == "train")
 TEST_VOICES = tuple(speaker.name for speaker in SPEAKERS if speaker.split == "test")
@@ -79,7 +79,9 @@ def sentences(*, split: str, language: str) -> list[str]:
     return [sentence for spoken, sentence in pairs if spoken == language]
 
 
-def make(path: Path, *, speakers: Sequence[Speaker] = SPEAKERS, seconds: float = SECONDS) -> None:
+def make(
+    path: Path, *, speakers: Sequence[EspeakVoice] = SPEAKERS, seconds: float = SECONDS
+) -> None:
     """Let the speakers read, and write their voices.
 
     Raises:
@@ -91,7 +93,7 @@ def make(path: Path, *, speakers: Sequence[Speaker] = SPEAKERS, seconds: float =
     save_voices(path, {speaker.name: read(speaker, samples) for speaker in speakers})
 
 
-def read(speaker: Speaker, num_samples: int) -> NDArray[np.float32]:
+def read(speaker: EspeakVoice, num_samples: int) -> NDArray[np.float32]:
     """Let one speaker read until the time limit: `(N,)` at 16 kHz and -23 LUFS."""
     # imported here: whoever only loads voices needs NumPy alone
     from ...multitalk_core.inputs.voices import normalize_loudness
@@ -114,7 +116,7 @@ def read(speaker: Speaker, num_samples: int) -> NDArray[np.float32]:
     return normalize_loudness(track, name=speaker.name).astype(np.float32)
 
 
-def _shuffled(speaker: Speaker, rng: np.random.Generator) -> Iterator[str]:
+def _shuffled(speaker: EspeakVoice, rng: np.random.Generator) -> Iterator[str]:
     """Yield the speaker's sentences endlessly, in the speaker's own order."""
     own = sentences(split=speaker.split, language=speaker.language)
     while True:

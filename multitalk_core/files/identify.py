@@ -1,31 +1,44 @@
 """What a weights file is, told from the names and shapes of its tensors, never from its file name.
 
 Many files around Wan2.1 share names: adapters of other audio methods, other Wan models, and weights
-in forms that would load as noise. Each has a key of its own, so that a wrong choice becomes one
-sentence. MultiTalk and InfiniteTalk adapters have the same names and shapes; the user says which
-one a file is.
+in forms that are not read. `lookalikes.py` lists what tells each, so that a wrong choice becomes
+one sentence. Some models have the same names and shapes (`SAME_TENSORS`); the user says which one a
+file is.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ..errors import WeightsError
+from .lookalikes import (
+    BASES,
+    ENDINGS,
+    MARKS,
+    MODEL_TYPES,
+    OTHER_ENCODERS,
+    OTHER_VAES,
+    PRUNED_VAES,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Names of a file's tensors, without prefixes, and their logical shapes."""
+
+
+Metadata = Mapping[str, object]
+"""Values of a file's header by key."""
 
 
 class FileKind(Enum):
     """Kinds of weights files; the value is what a message calls one."""
 
     BASE_I2V = "a Wan2.1 image-to-video base"
-    BASE_T2V = "a Wan text-to-video base"
-    BASE_FLF2V = "a Wan2.1 first-and-last-frame base"
     ADAPTER = "a MultiTalk or InfiniteTalk adapter"
-    MERGED = "a Wan2.1 image-to-video base with a MultiTalk or InfiniteTalk adapter merged in"
+    MERGED = "a Wan2.1 image-to-video base with audio layers (MultiTalk, InfiniteTalk, FlashTalk)"
     LORA = "a LoRA"
     VAE = "a Wan2.1 video VAE"
     UMT5 = "a UMT5 text encoder"
@@ -67,9 +80,19 @@ _WHERE_IT_GOES = {
     FileKind.WAV2VEC2: "Load this file as the Wav2Vec2 model.",
 }
 
+SAME_TENSORS = {
+    FileKind.BASE_I2V: "Wan2.1 I2V, Wan2.1 Fun-InP or SkyReels-V2 I2V",
+    FileKind.ADAPTER: "MultiTalk or InfiniteTalk, for one speaker or for several",
+    FileKind.MERGED: "MultiTalk, InfiniteTalk, LightX2V's distilled InfiniteTalk, SoulX-FlashTalk "
+    "or SkyReels-V3-A2V",
+    FileKind.WAV2VEC2: "chinese-wav2vec2-base, which the adapters need, or wav2vec2-base-960h",
+}
+"""Models that cannot be told apart: their tensors have the same names and shapes."""
+
 _LORA_MARKS = (
     *(".lora_A.", ".lora_B.", ".lora_a.", ".lora_b."),
-    *(".lora_down.", ".lora_up.", ".lora.down.", ".lora.up."),
+    *(".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", ".lora_linear_layer."),
+    *(".hada_w", ".lokr_w", ".lora_magnitude_vector"),
 )
 _LORA_ENDS = (".diff", ".diff_b", ".lora_A", ".lora_B", ".dora_scale")
 _SCALE_ENDS = (".scale_weight", ".weight_scale", ".weight_scale_2")
@@ -78,35 +101,36 @@ _QUERY = "blocks.0.self_attn.q.weight"
 _PATCH = "patch_embedding.weight"
 _AUDIO = "blocks.0.audio_cross_attn.kv_linear.weight"
 _VAE_KEYS = ("decoder.conv1.weight", "decoder.conv_in.weight")  # Wan's own, diffusers'
+_VAE_WIDTHS = ("decoder.head.0.gamma", "decoder.norm_out.gamma")
+_VAE_CHANNELS = 16
 _RANKS = {_QUERY: 2, _PATCH: 2, _AUDIO: 2, **dict.fromkeys(_VAE_KEYS, 4)}
 """Dimensions that `identify` reads of a tensor."""
 
-_LOOKALIKES = {
-    "audio_proj.audio_proj_glob_1.layer.weight": "a HuMo model (another audio method)",
-    "multitalk_audio_proj.proj1.weight": "a LongCat-Avatar model (another audio method)",
-    "blocks.0.audio_cross_attn.q_norm.weight": "a LongCat-Avatar model (another audio method)",
-    "proj_model.proj.weight": "a FantasyTalking model (another audio method)",
-    "audio_injector.injector.0.k.weight": "a Wan2.2-S2V model (another audio method)",
-    "casual_audio_encoder.encoder.final_linear.weight": "a Wan2.2-S2V model (another audio method)",
-    "vace_blocks.0.self_attn.q.weight": "a VACE model of Wan2.1",
-    "control_adapter.conv.weight": "a Wan Fun model with camera control",
-    "face_adapter.fuser_blocks.0.k_norm.weight": "a Wan2.2-Animate model",
-    "blocks.0.attn1.to_q.weight": "a Wan transformer in diffusers' key names",
-    "patch_embedding_pose.weight": "a Wan model that follows a pose",
-    "blocks.0.pos_embedding.embedding.weight": "a UMT5 text encoder in Wan's original key names",
-    "visual.patch_embedding.weight": "a CLIP model in Wan's original key names",
-    "double_blocks.0.img_attn.qkv.weight": "a Flux or HunyuanVideo transformer",
+_ENCODERS = {
+    "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight": FileKind.UMT5,
+    "vision_model.encoder.layers.0.self_attn.q_proj.weight": FileKind.CLIP_VISION,
+    "feature_extractor.conv_layers.0.conv.weight": FileKind.WAV2VEC2,
+    "wav2vec2.feature_extractor.conv_layers.0.conv.weight": FileKind.WAV2VEC2,
 }
-"""Key that only such a file has -> what it is."""
+"""Tensors that tell the encoders."""
+
+_TITLE_KEYS = (
+    *("general.name", "general.basename", "general.base_model.0.name"),  # GGUF
+    *("modelspec.title", "modelspec.architecture", "title", "name"),  # safetensors
+)
+_TITLE_LENGTH = 80
 
 
-def identify(shapes: Shapes) -> Identity:
+def identify(shapes: Shapes, metadata: Metadata = MappingProxyType({})) -> Identity:
     """Tell what a file is.
 
     Args:
         shapes: Names, without prefixes such as `model.diffusion_model.`, and logical shapes.
+        metadata: Values of the file's header. They tell some models whose tensors are Wan2.1's.
     """
-    for test in (_lora, _unreadable, _lookalike, _damaged, _transformer, _encoder, _vae):
+    if _QUERY in shapes and (description := MODEL_TYPES.get(_model_type(metadata))):
+        return Identity(FileKind.OTHER, description)
+    for test in (_lora, _lookalike, _damaged, _transformer, _encoder, _vae):
         if identity := test(shapes):
             return identity
     first = next(iter(shapes), None)
@@ -148,6 +172,29 @@ def has_fp8_scales(shapes: Shapes) -> bool:
     return "scaled_fp8" in shapes or any(name.endswith(_SCALE_ENDS) for name in shapes)
 
 
+def title_of(metadata: Metadata) -> str | None:
+    """Give the name by which a file calls itself in its metadata, if it does.
+
+    It tells models whose tensors are alike, as far as whoever made the file wrote it down.
+    """
+    titles = (metadata.get(key) for key in _TITLE_KEYS)
+    title = next((title for title in titles if isinstance(title, str) and title.strip()), None)
+    if title is None:
+        return None
+    return "".join(sign for sign in title.strip() if sign.isprintable())[:_TITLE_LENGTH]
+
+
+def _model_type(metadata: Metadata) -> str:
+    """Give `transformer.model_type` of the JSON under `config`, if there is one."""
+    config = metadata.get("config")
+    try:
+        parsed = json.loads(config) if isinstance(config, str) else None
+    except (ValueError, RecursionError):
+        return ""
+    transformer = parsed.get("transformer") if isinstance(parsed, dict) else None
+    return str(transformer.get("model_type")) if isinstance(transformer, dict) else ""
+
+
 def _lora(shapes: Shapes) -> Identity | None:
     for name in shapes:
         marked = name.endswith(_LORA_ENDS) or any(mark in name for mark in _LORA_MARKS)
@@ -156,24 +203,14 @@ def _lora(shapes: Shapes) -> Identity | None:
     return None
 
 
-def _unreadable(shapes: Shapes) -> Identity | None:
-    if any(name.endswith(("._data", "._data._data")) for name in shapes):
-        return Identity(FileKind.OTHER, "quantised by optimum-quanto, a form that is not read here")
-    if any(name.endswith(".weight_int8") for name in shapes):
-        return Identity(FileKind.OTHER, "an int8 model of LongCat-Avatar (another audio method)")
-    transformer = any(name.startswith("blocks.") for name in shapes)
-    if transformer and has_fp8_scales(shapes):
-        return Identity(
-            FileKind.OTHER,
-            "in scaled FP8, a form that is not read here (take GGUF, BF16, FP16 or plain FP8)",
-        )
-    return None
-
-
 def _lookalike(shapes: Shapes) -> Identity | None:
-    for name, description in _LOOKALIKES.items():
-        if name in shapes:
+    for ending, description in ENDINGS.items():
+        if any(name.endswith(ending) for name in shapes):
             return Identity(FileKind.OTHER, description)
+    for mark in MARKS:
+        shape = shapes.get(mark.name)
+        if shape is not None and mark.width in (None, *shape[-1:]):
+            return Identity(FileKind.OTHER, mark.description)
     return None
 
 
@@ -190,8 +227,7 @@ def _damaged(shapes: Shapes) -> Identity | None:
 
 
 def _transformer(shapes: Shapes) -> Identity | None:
-    base = _QUERY in shapes
-    if not base:
+    if _QUERY not in shapes:
         return _adapter(shapes)
     width, blocks = shapes[_QUERY][0], _num_blocks(shapes)
     size = f"{blocks} blocks of width {width}"
@@ -202,16 +238,15 @@ def _transformer(shapes: Shapes) -> Identity | None:
             "a Wan transformer without 'patch_embedding.weight' "
             "(a GGUF whose five-dimensional tensor was dropped when it was made)",
         )
-    if patch[1] == 16:
-        return _sized(FileKind.BASE_T2V, size)
-    if patch[1] != 36:
-        return Identity(FileKind.OTHER, f"a Wan model with {patch[1]} input channels ({size})")
-    if "img_emb.proj.1.weight" not in shapes:
-        return Identity(
-            FileKind.OTHER, f"a Wan2.2 image-to-video base without CLIP vision ({size})"
-        )
-    if "img_emb.emb_pos" in shapes:
-        return _sized(FileKind.BASE_FLF2V, size)
+    channels, sees = patch[1], "img_emb.proj.1.weight" in shapes
+    for base in BASES:
+        if all(
+            told is None or told == found
+            for told, found in ((base.channels, channels), (base.width, width), (base.sees, sees))
+        ):
+            return Identity(FileKind.OTHER, f"{base.description} ({size})")
+    if channels != 36:
+        return Identity(FileKind.OTHER, f"a Wan model with {channels} input channels ({size})")
     return _sized(FileKind.MERGED if has_audio(shapes) else FileKind.BASE_I2V, size)
 
 
@@ -224,32 +259,24 @@ def _adapter(shapes: Shapes) -> Identity | None:
 
 
 def _encoder(shapes: Shapes) -> Identity | None:
-    keys: dict[str, FileKind] = {
-        "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight": FileKind.UMT5,
-        "vision_model.encoder.layers.0.self_attn.q_proj.weight": FileKind.CLIP_VISION,
-        "feature_extractor.conv_layers.0.conv.weight": FileKind.WAV2VEC2,
-        "wav2vec2.feature_extractor.conv_layers.0.conv.weight": FileKind.WAV2VEC2,
-    }
-    for name, kind in keys.items():
+    for name, kind in _ENCODERS.items():
         if name in shapes:
             return Identity(kind, kind.value)
-    others = {
-        "encoder.block.0.layer.0.SelfAttention.q.weight": "a T5 text encoder, not UMT5",
-        "encoder.layers.0.fc1.weight": "a Whisper or another speech model, not Wav2Vec2",
-    }
-    return next((Identity(FileKind.OTHER, text) for k, text in others.items() if k in shapes), None)
+    others = (text for name, text in OTHER_ENCODERS.items() if name in shapes)
+    return next((Identity(FileKind.OTHER, text) for text in others), None)
 
 
 def _vae(shapes: Shapes) -> Identity | None:
-    for name in _VAE_KEYS:
-        shape = shapes.get(name, ())
-        if len(shape) == 5 and shape[1] == 16:
-            return Identity(FileKind.VAE, FileKind.VAE.value)
-        if len(shape) == 5:
-            return Identity(FileKind.OTHER, f"a video VAE of {shape[1]} channels, not Wan2.1's")
-        if len(shape) == 4:
-            return Identity(FileKind.OTHER, "an image VAE")
-    return None
+    shape = next((shapes[name] for name in _VAE_KEYS if name in shapes), None)
+    if shape is None:
+        return None
+    if len(shape) == 4:
+        return Identity(FileKind.OTHER, "an image VAE")
+    if shape[1] != _VAE_CHANNELS:
+        other = f"a video VAE of {shape[1]} channels, not Wan2.1's"
+        return Identity(FileKind.OTHER, OTHER_VAES.get(shape[1], other))
+    width = next((shapes[name][0] for name in _VAE_WIDTHS if shapes.get(name)), 0)
+    return Identity(FileKind.VAE, PRUNED_VAES.get(width, FileKind.VAE.value))
 
 
 def _sized(kind: FileKind, size: str) -> Identity:

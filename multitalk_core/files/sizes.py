@@ -143,6 +143,29 @@ def audio_config(shapes: Shapes, *, base: ModelConfig, source: str) -> AudioConf
     )
 
 
+def adapter_config(shapes: Shapes, *, source: str) -> ModelConfig:
+    """Derive the sizes of an adapter without its base: of that only width and number of blocks.
+
+    Raises:
+        WeightsError: As `audio_config`.
+    """
+    part = "audio_cross_attn.kv_linear.weight"
+    width = shape_of(shapes, f"blocks.0.{part}", source=source)[0] // 2
+    blocks = num_blocks(shapes, part, source=source)
+    base = ModelConfig(dim=width, num_heads=1, num_layers=blocks)
+    return replace(base, audio=audio_config(shapes, base=base, source=source))
+
+
+def wav2vec2_layers(shapes: Shapes, *, source: str) -> tuple[int, int]:
+    """Give the number of layers of a Wav2Vec2 and their width.
+
+    Raises:
+        WeightsError: If a tensor that tells them is missing.
+    """
+    width = shape_of(shapes, "feature_projection.projection.weight", source=source)[0]
+    return _count(shapes, "encoder.layers.", "attention.q_proj.weight", source), width
+
+
 def umt5_sizes(shapes: Shapes, *, source: str) -> Umt5Sizes:
     """Derive the sizes of a UMT5 encoder from `transformers`' tensor names.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,19 +23,13 @@ from ..files.identify import Shapes
 from ..files.sizes import check_shapes, shape_of
 from .voices import SAMPLE_RATE
 
-ItemT = TypeVar("ItemT")
-
 _HEAD_DIM = 64
 """Width of an attention head in every published Wav2Vec2."""
-_PARTS = ("feature_extractor.", "feature_projection.", "encoder.")
-"""Name prefixes of the encoder; quantisers and heads for training or transcription are left out."""
 _CONV = "feature_extractor.conv_layers."
 _POSITION = "encoder.pos_conv_embed.conv."
-_WEIGHT_NORM = {
-    f"{_POSITION}weight_g": f"{_POSITION}parametrizations.weight.original0",
-    f"{_POSITION}weight_v": f"{_POSITION}parametrizations.weight.original1",
-}
-"""Names of released files to those of torch's parametrizations."""
+_LENGTHS, _DIRECTIONS = (f"{_POSITION}parametrizations.weight.original{i}" for i in (0, 1))
+FOLDED_POSITION = f"{_POSITION}weight"
+"""The product of lengths and directions, which some files hold in their place."""
 _VARIANCE_EPS = 1e-7
 """As transformers' `Wav2Vec2FeatureExtractor`."""
 
@@ -50,8 +44,7 @@ def load_wav2vec2(
     """Build `transformers`' Wav2Vec2 around weights.
 
     Args:
-        tensors: State dict with or without the prefix `wav2vec2.`; weights of other parts are
-            ignored.
+        tensors: State dict under the names of `transformers`; weights of other parts are ignored.
         num_heads: Attention heads, or `None` for a width of 64 each.
         source: File name for messages.
         config: Sizes; by default they are derived from the shapes (`wav2vec2_config`).
@@ -62,10 +55,14 @@ def load_wav2vec2(
     Raises:
         WeightsError: If the weights are no Wav2Vec2, or incomplete.
     """
-    state = _own_names(tensors)
     if config is None:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         config = wav2vec2_config(shapes, num_heads=num_heads, source=source)
+    state = dict(tensors)
+    if _DIRECTIONS not in state:
+        folded = state[FOLDED_POSITION].float()
+        state[_DIRECTIONS] = folded
+        state[_LENGTHS] = torch.linalg.vector_norm(folded, dim=(0, 1), keepdim=True)
     with torch.device("meta"):  # no random initialisation, which would take time and random numbers
         model = Wav2Vec2Model(config)
     needed = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -85,15 +82,19 @@ def wav2vec2_config(shapes: Shapes, *, num_heads: int | None, source: str) -> Wa
     Raises:
         WeightsError: If the weights are no Wav2Vec2.
     """
-    own = _own_names(shapes)
     convs = [
-        shape_of(own, f"{_CONV}{i}.conv.weight", source=source, rank=3)
-        for i in range(max(1, _count(own, _CONV)))
+        shape_of(shapes, f"{_CONV}{i}.conv.weight", source=source, rank=3)
+        for i in range(max(1, _count(shapes, _CONV)))
     ]
-    hidden, channels = shape_of(own, "feature_projection.projection.weight", source=source)
-    position = shape_of(own, _WEIGHT_NORM[f"{_POSITION}weight_v"], source=source, rank=3)
+    hidden, channels = shape_of(shapes, "feature_projection.projection.weight", source=source)
+    position = shape_of(
+        shapes,
+        _DIRECTIONS if _DIRECTIONS in shapes else FOLDED_POSITION,
+        source=source,
+        rank=3,
+    )
     inner = "encoder.layers.0.feed_forward.intermediate_dense.weight"
-    norm_every_conv = f"{_CONV}1.layer_norm.weight" in own
+    norm_every_conv = f"{_CONV}1.layer_norm.weight" in shapes
     heads = num_heads or max(1, hidden // _HEAD_DIM)
     if convs[-1][0] != channels or hidden % heads or hidden % position[1]:
         raise WeightsError(
@@ -103,14 +104,14 @@ def wav2vec2_config(shapes: Shapes, *, num_heads: int | None, source: str) -> Wa
         )
     return Wav2Vec2Config(
         hidden_size=hidden,
-        num_hidden_layers=_count(own, "encoder.layers."),
+        num_hidden_layers=_count(shapes, "encoder.layers."),
         num_attention_heads=heads,
-        intermediate_size=shape_of(own, inner, source=source)[0],
+        intermediate_size=shape_of(shapes, inner, source=source)[0],
         conv_dim=[conv[0] for conv in convs],
         conv_kernel=[conv[2] for conv in convs],
         conv_stride=[5, *[2] * (len(convs) - 1)],
         num_feat_extract_layers=len(convs),
-        conv_bias=f"{_CONV}0.conv.bias" in own,
+        conv_bias=f"{_CONV}0.conv.bias" in shapes,
         feat_extract_norm="layer" if norm_every_conv else "group",
         do_stable_layer_norm=norm_every_conv,
         num_conv_pos_embeddings=position[2],
@@ -187,16 +188,6 @@ def encoder_layers(model: Wav2Vec2Model, features: Tensor) -> list[Tensor]:
             hooks.callback(layer.register_forward_hook(keep).remove)
         last = model.encoder(projected).last_hidden_state  # after the final norm of a stable model
     return [*layers[:-1], last]
-
-
-def _own_names(items: Mapping[str, ItemT]) -> dict[str, ItemT]:
-    """Keep the encoder's parts, under the names of `transformers`' class."""
-    names = {name: name.removeprefix("wav2vec2.") for name in items}
-    return {
-        _WEIGHT_NORM.get(own, own): items[name]
-        for name, own in names.items()
-        if own.startswith(_PARTS)
-    }
 
 
 def _count(shapes: Shapes, prefix: str) -> int:

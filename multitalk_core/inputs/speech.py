@@ -28,7 +28,6 @@ class VoiceEncoder(Protocol):
 
         The features go on for `segments.TAIL_FRAMES` of silence after the track.
         """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -82,13 +82,10 @@ class Arrangement(NamedTuple):
 def arrange_recordings(
     recordings: Sequence[Recording], *, mode: Mode, starts: Sequence[float], memory: float = inf
 ) -> Arrangement:
-    """Prepare every recording, lay the voices on one timeline and mix the recordings.
+    """Prepare the recordings, one per speaker, place them on a timeline and mix them.
 
-    Args:
-        recordings: One per speaker.
-        mode: As for `arrange`.
-        starts: One per recording, in seconds; as for `arrange`.
-        memory: Memory of the device that runs Wav2Vec2, in bytes.
+    `mode` and `starts` are as in `arrange`; `memory` is that of the device that runs Wav2Vec2, in
+    bytes.
 
     Raises:
         InputError: If there is no recording, a recording or a start cannot be used, or the timeline

@@ -60,11 +60,7 @@ def prepare_voice(recording: Recording) -> Tensor:
 
 
 def check_voice(recording: Recording) -> None:
-    """Raise the `InputError` of `prepare_voice` without its work.
-
-    Raises:
-        InputError: As `prepare_voice` does.
-    """
+    """Raise the `InputError` that `prepare_voice` would raise, but prepare nothing."""
     _mono(recording)
     _require_length(voice_length(recording), name=recording.name)
 

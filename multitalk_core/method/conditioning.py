@@ -1,6 +1,6 @@
-"""What one segment is told about the picture: condition channels, image tokens, motion latents.
+"""The conditions of one segment from the picture: channels, image tokens, motion latents.
 
-Fourth step of a video; follows the two upstream loops, MultiTalk `wan/multitalk.py`
+Fourth step of a video; follows the upstream loops, MultiTalk `wan/multitalk.py`
 and InfiniteTalk `wan/multitalk.py:generate_infinitetalk`:
 
                      MultiTalk                            InfiniteTalk
@@ -8,6 +8,9 @@ and InfiniteTalk `wan/multitalk.py:generate_infinitetalk`:
     image tokens     the last known frame                 that frame
     motion latents   start of the condition, noised       their own encoding, clean, from
                      anew each step, from segment 2 on    segment 1 on
+
+SoulX-FlashTalk (`flash_talk/src/pipeline/flash_talk_pipeline.py`) does as InfiniteTalk, but
+draws no noise for the motion latents.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Motion(NamedTuple):
 
     Attributes:
         latents: Their encoding, `(1, 16, n, h, w)` float32.
-        clean: Whether they are kept clean (InfiniteTalk) or at each step's noise level.
+        clean: Whether they are kept clean (InfiniteTalk, FlashTalk) or at each step's noise level.
         draws: Whether noise is drawn for them; InfiniteTalk draws it too from segment 2 on and
             leaves it unused, which fixes the order of random numbers.
     """
@@ -49,15 +52,9 @@ class Motion(NamedTuple):
         return self.put(latents, timestep=timestep, noise=noise)
 
     def put(self, latents: Tensor, *, timestep: float, noise: Tensor | None) -> Tensor:
-        """Put the frames into `latents` at a noise level.
+        """Return new latents `(B, 16, F, h, w)` with the frames as their first n.
 
-        Args:
-            latents: `(B, 16, F, h, w)`; the first n are replaced.
-            timestep: The noise level, 0 to 1000.
-            noise: What is added to the frames, `(1, 16, n, h, w)`; not needed for clean ones.
-
-        Returns:
-            The new latents; the given ones stay as they are.
+        They get the noise level of `timestep` by `noise` `(1, 16, n, h, w)`, unless kept clean.
         """
         start = self.latents
         if noise is not None and not self.clean:
@@ -67,7 +64,7 @@ class Motion(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """What the model is told about the picture throughout one segment.
+    """The conditions of one segment from the picture.
 
     Attributes:
         known: The encoded known frames, then grey ones, `(1, 16, F, h, w)`.
@@ -96,25 +93,17 @@ def condition_segment(
     vae: VideoVAE,
     image_encoder: ImageEncoder,
 ) -> Condition:
-    """Prepare what a segment is told about the picture.
+    """Encode the picture and the motion frames, float32 on the picture's device.
 
-    Args:
-        segment: The segment.
-        method: Which upstream loop.
-        picture: The picture at the segment's start, `(1, 3, 1, H, W)` in [-1, 1].
-        motion_frames: Last frames of the segment before, `(1, 3, M, H, W)` in [-1, 1]; `None` for
-            the first segment.
-        vae: The video autoencoder.
-        image_encoder: The CLIP vision tower.
-
-    Returns:
-        The condition, float32 on the picture's device.
+    `picture` is that of the segment's start, `(1, 3, 1, H, W)` in [-1, 1]; `motion_frames` are the
+    last ones of the segment before, `(1, 3, M, H, W)`, or `None` for the first segment.
     """
     later = motion_frames is not None
     frames = motion_frames if motion_frames is not None else picture
-    if method == "infinitetalk":
+    if method != "multitalk":
         known, mask = encode_known(vae, picture, num_frames=segment.num_frames)
-        motion = Motion(vae.encode(frames).to(picture), clean=True, draws=later)
+        draws = later and method == "infinitetalk"
+        motion = Motion(vae.encode(frames).to(picture), clean=True, draws=draws)
         return Condition(known, mask, image_encoder.encode(picture[:, :, 0]).to(picture), motion)
     known, mask = encode_known(vae, frames, num_frames=segment.num_frames)
     motion = Motion(known[:, :, : latent_frames(frames.shape[2])], clean=False, draws=True)
@@ -123,15 +112,9 @@ def condition_segment(
 
 
 def encode_known(vae: VideoVAE, known: Tensor, *, num_frames: int) -> tuple[Tensor, Tensor]:
-    """Encode the known frames, then grey ones, and mark which are known.
+    """Encode the known frames `(1, 3, 4n + 1, H, W)` in [-1, 1], then grey ones up to `num_frames`.
 
-    Args:
-        vae: The video autoencoder.
-        known: Known frames, `(1, 3, K, H, W)` in [-1, 1], K = 4n + 1.
-        num_frames: Frames of the segment.
-
-    Returns:
-        `known` and `mask` of a `Condition`.
+    Returns `known` and `mask` of a `Condition`.
     """
     num_known = known.shape[2]
     grey = known.new_zeros(*known.shape[:2], num_frames - num_known, *known.shape[3:])

@@ -1,15 +1,16 @@
 """Sampling one segment: from noise to clean latents.
 
-Fifth step of a video; follows the inner loop of MultiTalk `wan/multitalk.py:generate`. A
-`SegmentSampler` does it: `EulerSampler` takes upstream's Euler steps, and ComfyUI's samplers come
-in as another one. Whichever it is, the frames taken over from the segment before must be in place
-at every call of the model, and at the end. Latents stay float32; the model computes in its dtype.
+Fifth step of a video; follows the inner loop of MultiTalk `wan/multitalk.py:generate`, and of
+SoulX-FlashTalk `FlashTalkPipeline.generate`, whose steps end in new noise. A `SegmentSampler` does
+it: `EulerSampler` takes upstream's steps, and ComfyUI's samplers come in as another one. Whichever
+it is, the frames taken over from the segment before must be in place at every call of the model,
+and at the end. Latents stay float32; the model computes in its dtype.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -21,11 +22,12 @@ from ..config import SamplingConfig
 from ..errors import MultiTalkError
 from ..inputs.scene import Text
 from ..model.attention import PLAIN, Attends
+from ..model.audio_tokens import AudioContext
 from ..model.dit import MultiTalkModel
 from ..model.hooks import Hooks
-from .conditioning import Condition, Motion
+from .conditioning import Condition, Motion, draw_noise
 from .guidance import Guidance, Pass
-from .schedule import clean_estimate, euler_step, moment, timesteps
+from .schedule import add_noise, clean_estimate, euler_step, moment, timesteps
 from .step_cache import StepCache
 
 Velocities = Callable[[Tensor, float, Sequence[Pass]], list[Tensor]]
@@ -86,22 +88,14 @@ class SegmentSampler(Protocol):
         Raises:
             MultiTalkError: If the latents are no longer finite numbers.
         """
-        ...
 
 
 class EulerSampler:
-    """The transformer with upstream's Euler steps."""
+    """Upstream's Euler steps; the transformer computes in `dtype`."""
 
     def __init__(
         self, transformer: MultiTalkModel, *, dtype: torch.dtype, attends: Attends = PLAIN
     ) -> None:
-        """Take the transformer.
-
-        Args:
-            transformer: Wan2.1 with MultiTalk's audio layers.
-            dtype: What it computes in.
-            attends: The attention backends.
-        """
         self._transformer = transformer
         self._dtype = dtype
         self._hooks = Hooks(attends=attends)
@@ -116,7 +110,7 @@ class EulerSampler:
         on_step: OnSamplerStep,
     ) -> Tensor:
         """Sample a segment as upstream does; see `SegmentSampler`."""
-        schedule = timesteps(config.steps, shift=config.shift)
+        schedule = timesteps(config.steps, shift=config.shift, method=config.method)
         motion = inputs.condition.motion
         guidance = Guidance(config)
         cache = StepCache(
@@ -140,6 +134,7 @@ class EulerSampler:
             guided,
             schedule=schedule,
             motion=motion,
+            renoised=config.method == "flashtalk",
             generator=generator,
             on_step=on_step,
         )
@@ -156,12 +151,15 @@ class EulerSampler:
             one.to(device, dtype) for one in (inputs.condition.channels(), inputs.condition.image)
         )
         windows = inputs.windows.to(device, dtype)
-        voiced, silence = (transformer.project_audio(one) for one in (windows, silent(windows)))
+        masks = None if inputs.token_masks is None else inputs.token_masks.to(device)
+        voiced, silence = (
+            AudioContext(transformer.project_audio(one), masks, audio_strength)
+            for one in (windows, silent(windows))
+        )
         prompt, negative = inputs.text
         text = Text(
             prompt.to(device, dtype), None if negative is None else negative.to(device, dtype)
         )
-        masks = None if inputs.token_masks is None else inputs.token_masks.to(device)
 
         def predict(latents: Tensor, timestep: float, passes: Sequence[Pass]) -> list[Tensor]:
             count = len(passes)
@@ -172,8 +170,6 @@ class EulerSampler:
                 text=_prompts(text, passes),
                 image=image.expand(count, -1, -1),
                 audio=_join([voiced if one.voice else silence for one in passes]),
-                token_masks=masks,
-                audio_strength=audio_strength,
                 hooks=self._hooks,
             )
             return list(velocity.float().chunk(count))
@@ -189,9 +185,11 @@ def _prompts(text: Text, passes: Sequence[Pass]) -> Tensor:
     return torch.cat([pad(prompt, (0, 0, 0, length - prompt.shape[1])) for prompt in prompts])
 
 
-def _join(audio: list[Tensor]) -> Tensor | list[Tensor]:
-    """Join the audio tokens of the passes, where all have those of as many speakers."""
-    return torch.cat(audio) if len({one.shape for one in audio}) == 1 else audio
+def _join(audio: list[AudioContext]) -> AudioContext | list[AudioContext]:
+    """Join the audio of the passes if all have the same number of speakers."""
+    if len({one.tokens.shape for one in audio}) > 1:
+        return audio
+    return replace(audio[0], tokens=torch.cat([one.tokens for one in audio]))
 
 
 def euler(
@@ -200,6 +198,7 @@ def euler(
     *,
     schedule: Sequence[float],
     motion: Motion | None,
+    renoised: bool = False,
     generator: Generator,
     on_step: OnSamplerStep,
 ) -> Tensor:
@@ -211,7 +210,9 @@ def euler(
         schedule: Falling timesteps, one more than steps; ends with 0.
         motion: Frames taken over from the segment before, if any; they are put back after
             every step.
-        generator: Where the noise of the motion latents is drawn.
+        renoised: Whether a step ends in the clean latents with new noise, as FlashTalk's do; then
+            noise of the latents' shape is drawn for every step, the last one too.
+        generator: Where that noise and the noise of the motion latents are drawn.
         on_step: Called after every step.
 
     Returns:
@@ -227,10 +228,13 @@ def euler(
     for step, (now, later) in enumerate(pairwise(schedule)):
         guided = velocity(latents, now)
         clean = clean_estimate(latents, guided, now=now)
+        if renoised:
+            fresh = draw_noise(latents.shape, generator).to(latents.device)
+            latents = add_noise(clean, fresh, timestep=later)
+        else:
+            latents = euler_step(latents, guided, now=now, later=later)
         if motion:
             clean = motion.put(clean, timestep=0.0, noise=None)
-        latents = euler_step(latents, guided, now=now, later=later)
-        if motion:
             latents = motion.inject(latents, timestep=later, generator=generator)
         require_finite(latents, what=f"The latents of step {step + 1} of {num_steps}")
         on_step(step, num_steps, clean)

@@ -1,8 +1,10 @@
 """The flow-matching schedule: timesteps with shift, Euler steps, and noising of known latents.
 
 Used by `sampler.EulerSampler`; follows `timestep_transform` and `add_noise` of MultiTalk
-`wan/multitalk.py`. Timesteps run from 1000 (noise) to 0 (clean); the model predicts the velocity
-v = noise - clean. Formulas only, on whatever device and dtype the tensors have.
+`wan/multitalk.py`, and the timesteps of SoulX-FlashTalk
+`flash_talk/src/pipeline/flash_talk_pipeline.py`. Timesteps run from 1000 (noise) to 0 (clean); the
+model predicts the velocity v = noise - clean. Formulas only, on whatever device and dtype the
+tensors have.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
+
+from ..config import Method
 
 NUM_TIMESTEPS = 1000
 """The timestep of pure noise."""
@@ -48,17 +52,15 @@ def moment(timestep: float, schedule: Sequence[float]) -> Moment:
     return Moment(timestep, max(reached - 1, 0), len(schedule) - 1)
 
 
-def timesteps(steps: int, *, shift: float) -> tuple[float, ...]:
-    """Give the timesteps of a run: `steps` from 1000 down to near 1, shifted, and a final 0.
+def timesteps(steps: int, *, shift: float, method: Method = "multitalk") -> tuple[float, ...]:
+    """Return the timesteps of a run: `steps` from 1000 down to near 1, shifted, and a final 0.
 
-    Args:
-        steps: Sampling steps.
-        shift: Above 1, more steps are spent where there is much noise.
-
-    Returns:
-        `steps + 1` falling numbers; step i goes from entry i to entry i + 1.
+    Step i goes from entry i to entry i + 1. A shift above 1 spends more steps at high noise.
+    FlashTalk's last step begins at 1000 / steps instead, so that all are equally long.
     """
     spacing = (NUM_TIMESTEPS - 1) / max(steps - 1, 1)
+    if method == "flashtalk":
+        spacing = NUM_TIMESTEPS / steps
     even = [NUM_TIMESTEPS - spacing * i for i in range(steps)] + [0.0]
     return tuple(shift_timestep(timestep, shift=shift) for timestep in even)
 

@@ -50,15 +50,10 @@ def join(frames: Tensor, *, keep: slice, tail: Tensor | None, num_pending: int) 
 
 
 def fade(before: Tensor, after: Tensor) -> Tensor:
-    """Crossfade one version of the same moments into another.
+    """Crossfade one version of the same moments `(3, M, H, W)` into another.
 
-    Args:
-        before: `(3, M, H, W)`.
-        after: Likewise.
-
-    Returns:
-        Frames `(3, M, H, W)`. The share of `after` grows in M + 1 equal steps, from 0 in the frame
-        before these to 1 in the frame behind them.
+    The share of `after` grows in M + 1 equal steps, from 0 in the frame before these to 1 in the
+    frame behind them.
     """
     num_frames = before.shape[1]
     weights = torch.arange(1, num_frames + 1, device=before.device) / (num_frames + 1)

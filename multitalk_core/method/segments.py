@@ -27,13 +27,11 @@ class Segment(NamedTuple):
     Attributes:
         start: First frame.
         stop: One past the last; the last segment may reach beyond the video's end.
-        known_frames: Leading frames that are given: the photo (1), later the motion frames.
         keep: Which of the segment's own frames no segment before it shows.
     """
 
     start: int
     stop: int
-    known_frames: int
     keep: slice
 
     @property
@@ -79,8 +77,7 @@ def plan(num_frames: int, *, segment_frames: int, motion_frames: int) -> Segment
         raise InputError(f"A video of {num_frames} frames has no picture. Give a longer voice.")
     if num_frames <= segment_frames:
         sampled = -(-(num_frames - 1) // FRAME_STRIDE) * FRAME_STRIDE + 1
-        segments = cut_segments([(0, sampled)], num_frames, motion_frames)
-        return SegmentPlan(segments, num_frames, fade_frames=motion_frames)
+        segment_frames = sampled
     stretches = [(0, segment_frames)]
     while stretches[-1][1] < num_frames:
         start = stretches[-1][1] - motion_frames
@@ -92,17 +89,10 @@ def plan(num_frames: int, *, segment_frames: int, motion_frames: int) -> Segment
 def cut_segments(
     stretches: Sequence[tuple[int, int]], num_frames: int, motion_frames: int
 ) -> tuple[Segment, ...]:
-    """Turn stretches of frames into segments that together keep every frame once.
-
-    Args:
-        stretches: First frame and one past the last of each segment.
-        num_frames: Frames of the video.
-        motion_frames: Frames that every segment but the first takes over.
-    """
+    """Turn stretches (first frame, one past the last) into segments that keep every frame once."""
     segments = []
     for start, stop in stretches:
-        known = motion_frames if start else 1
         first_new = motion_frames if start else 0
         end = min(stop, max(num_frames, start + first_new)) - start
-        segments.append(Segment(start, stop, known, slice(first_new, end)))
+        segments.append(Segment(start, stop, slice(first_new, end)))
     return tuple(segments)

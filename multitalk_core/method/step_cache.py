@@ -40,31 +40,22 @@ class _Answer(NamedTuple):
 
 
 class StepCache:
-    """The last velocities within one segment; make a new cache for each segment."""
+    """The last velocities within one segment; make a new cache for each segment.
+
+    They are reused while their estimated relative change is below `threshold`; 0 never reuses them.
+    The first `fixed_frames` latent frames, which are replaced at each step, do not count.
+    """
 
     def __init__(self, threshold: float, *, fixed_frames: int = 0) -> None:
-        """Start empty.
-
-        Args:
-            threshold: Estimated relative change of the velocity below which the last one is reused;
-                0 never reuses one.
-            fixed_frames: Latent frames at the start that are replaced at each step.
-        """
         self._threshold = threshold
         self._fixed_frames = fixed_frames
         self._last: _Answer | None = None
         self._rate: float | None = None
 
     def reuse(self, latents: Tensor, now: Moment, passes: Sequence[Pass]) -> list[Tensor] | None:
-        """Give the velocities of the passes, or `None` if the model must run.
+        """Return one velocity for each pass of a step, or `None` if the model must run.
 
-        Args:
-            latents: `(B, 16, F, h, w)`; a batch is decided on together.
-            now: Where in the schedule they are.
-            passes: Passes of this step, the full one first.
-
-        Returns:
-            One `(B, 16, F, h, w)` for each pass.
+        Latents and velocities are `(B, 16, F, h, w)`; one decision holds for the whole batch.
         """
         last = self._last
         if last is None or self._rate is None or not last.velocities.keys() >= set(passes):

@@ -1,16 +1,16 @@
-"""Attention of the transformer: among video tokens, to text and photo, and to the voices.
+"""Attention layers of the transformer: self-attention, to text and photo, and to audio.
 
-Also the reference map: how much each video token looks at each speaker's region of the photo, from
-which L-RoPE takes its labels. Follows `WanSelfAttention` and `WanI2VCrossAttention` in MultiTalk
+Also the reference map: how much each video token attends to each speaker's region of the photo;
+L-RoPE makes its labels from it. Follows `WanSelfAttention` and `WanI2VCrossAttention` in MultiTalk
 `wan/modules/multitalk_model.py`, `SingleStreamMutiAttention` in `wan/modules/attention.py` and
 `get_attn_map_with_target` in `wan/utils/multitalk_utils.py`.
 
 Each attention applies the norm passed by the block, so that the normed tokens, 0.3 GB at 14B, are
-freed as soon as they are projected. The norm may return the packed form of the layers' `Feed`.
+freed before the attention. The norm may return the packed form of the layers' `Feed`.
 
-Departures: the reference map averages all heads (upstream drops the last of an odd count), its
-softmax is float32 in any precision, it is computed only when two speakers are present, by attention
-that never holds its scores, and a region without tokens wins no token (upstream: NaN everywhere).
+Departures, all of the reference map: it averages all heads (upstream drops the last of an odd
+count), its softmax is always float32, it is computed only for two speakers and without storing the
+scores, and no token is assigned to a region without tokens (upstream: NaN everywhere).
 
 Letters: B batch, S speakers, F latent frames, N tokens, M context tokens, A heads, D head width.
 """
@@ -31,11 +31,11 @@ from .elementwise import rms_norm, rms_norm_rotated, turn
 from .lrope import Rotation, audio_positions, label_rotation, rotate
 
 IMAGE_TOKENS = 257
-"""CLIP tokens of the photo: one class token and 16 x 16 patches; they stand before the text."""
+"""CLIP tokens of the photo: one class token and 16 x 16 patches; they come before the text."""
 
 
 class SelfAttended(NamedTuple):
-    """What self-attention gives: tokens `(B, N, dim)` and, if asked for, `(B, S + 1, N)`."""
+    """Tokens `(B, N, dim)` and, with two speakers, the reference map `(B, S + 1, N)`."""
 
     tokens: Tensor
     reference_map: Tensor | None
@@ -50,7 +50,7 @@ class Heads(NamedTuple):
 
 
 def attend(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor) -> Tensor:  # noqa: N803
-    """Scaled dot-product attention of every head; gives `(B, N, A, D)`."""
+    """Scaled dot-product attention of every head; returns `(B, N, A, D)`."""
     q, k, v = (x.transpose(1, 2) for x in (q_BNAD, k_BMAD, v_BMAD))
     return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
@@ -61,13 +61,13 @@ Norm = Callable[[Tensor], Tensor | Packed]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Attends:
-    """The attention backends of a block: plain torch, or those of a host.
+    """The attention backends of a block; plain torch unless given.
 
     Attributes:
         video: Among the video tokens.
         text: To the text.
         image: To the photo's CLIP tokens.
-        audio: To the voices; the batch is `B * F`.
+        audio: To the audio tokens; the batch is `B * F`.
     """
 
     video: Attend = attend
@@ -92,14 +92,14 @@ class RMSNorm(nn.Module):
         return rms_norm(x, weight=self.weight, eps=self.eps)
 
     def rotated(self, x: Tensor, *, num_heads: int, rotation: Rotation) -> Tensor:
-        """Normalise `(B, N, dim)` and turn its heads: `(B, N, A, D)`."""
+        """Normalise `(B, N, dim)`, divide it into heads and rotate them: `(B, N, A, D)`."""
         return rms_norm_rotated(
             x, weight=self.weight, eps=self.eps, num_heads=num_heads, rotation=rotation
         )
 
 
-class SelfAttention(nn.Module):
-    """Attention among all video tokens of a segment, turned by their place in the grid."""
+class _Projections(nn.Module):
+    """The layers that self-attention and cross-attention have in common."""
 
     def __init__(
         self, config: ModelConfig, *, ops: Ops, device: torch.device | str | None = None
@@ -112,6 +112,10 @@ class SelfAttention(nn.Module):
         self.o = ops.Linear(config.dim, config.dim, device=device)
         self.norm_q = RMSNorm(config.dim, eps=config.eps, device=device)
         self.norm_k = RMSNorm(config.dim, eps=config.eps, device=device)
+
+
+class SelfAttention(_Projections):
+    """Attention among all video tokens of a segment, rotated by their position in the grid."""
 
     def forward(
         self,
@@ -122,7 +126,7 @@ class SelfAttention(nn.Module):
         token_masks: Tensor | None = None,
         attend: Attend = attend,
     ) -> SelfAttended:
-        """Attend among tokens `(B, N, dim)`; with `token_masks` also give the reference map."""
+        """Attend among tokens `(B, N, dim)`; with `token_masks` also return the reference map."""
         q, k, v = self.project(norm(x), rotation=rotation)
         labels = None if token_masks is None else reference_map(q, k, token_masks=token_masks)
         tokens = attend(q, k, v).flatten(2)
@@ -130,62 +134,40 @@ class SelfAttention(nn.Module):
         return SelfAttended(self.o(tokens), labels)
 
     def project(self, x: Tensor | Packed, *, rotation: Rotation) -> Heads:
-        """Give the normalised and turned queries and keys, and the values, of normed tokens."""
+        """Return queries and keys, normalised and rotated, and values of tokens after `norm`."""
         q = self.norm_q.rotated(self.q(x), num_heads=self.num_heads, rotation=rotation)
         k = self.norm_k.rotated(self.k(x), num_heads=self.num_heads, rotation=rotation)
         return Heads(q, k, self.v(x).unflatten(-1, (self.num_heads, -1)))
 
 
-class CrossAttention(nn.Module):
-    """Attention to the text and, by its own softmax, to the photo's CLIP tokens; summed."""
+class CrossAttention(_Projections):
+    """Attention to the text plus attention to the photo's CLIP tokens."""
 
     def __init__(
         self, config: ModelConfig, *, ops: Ops, device: torch.device | str | None = None
     ) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.q = ops.Linear(config.dim, config.dim, device=device)
-        self.k = ops.Linear(config.dim, config.dim, device=device)
-        self.v = ops.Linear(config.dim, config.dim, device=device)
-        self.o = ops.Linear(config.dim, config.dim, device=device)
-        self.norm_q = RMSNorm(config.dim, eps=config.eps, device=device)
-        self.norm_k = RMSNorm(config.dim, eps=config.eps, device=device)
+        super().__init__(config, ops=ops, device=device)
         self.k_img = ops.Linear(config.dim, config.dim, device=device)
         self.v_img = ops.Linear(config.dim, config.dim, device=device)
         self.norm_k_img = RMSNorm(config.dim, eps=config.eps, device=device)
 
     def forward(
-        self,
-        x: Tensor,
-        context: Tensor,
-        *,
-        norm: Norm,
-        attends: Attends = PLAIN,
+        self, x: Tensor, context: Tensor, *, norm: Norm, attends: Attends = PLAIN
     ) -> Tensor:
-        """Attend to photo and text.
-
-        Args:
-            x: Video tokens, `(B, N, dim)`.
-            norm: Applied to `x`.
-            context: `(B, 257 + text_len, dim)`, image tokens first.
-            attends: The attention backends.
-
-        Returns:
-            `(B, N, dim)`.
-        """
+        """Attend from video tokens `(B, N, dim)` to `(B, 257 + text_len, dim)`, image first."""
         q = self.norm_q(self.q(norm(x))).unflatten(-1, (self.num_heads, -1))
         k, v = self._keys(context[:, IMAGE_TOKENS:], of_image=False)
         of_text = attends.text(q, k, v).flatten(2)
         k, v = self._keys(context[:, :IMAGE_TOKENS], of_image=True)
         of_image = attends.image(q, k, v).flatten(2)
         del q, k, v
-        tokens = of_text + of_image  # not in place: a host may keep what its attention returned
+        tokens = of_text + of_image  # not in place: a host may keep its attention's output
         del of_text, of_image
         output: Tensor = self.o(tokens)
         return output
 
     def _keys(self, context: Tensor, *, of_image: bool) -> tuple[Tensor, Tensor]:
-        """Give the keys and values of one kind of context tokens, `(B, M, A, D)` each."""
+        """Return keys and values of text or image tokens, `(B, M, A, D)` each."""
         split = (self.num_heads, -1)
         if of_image:
             k, v = self.norm_k_img(self.k_img(context)), self.v_img(context)
@@ -195,7 +177,7 @@ class CrossAttention(nn.Module):
 
 
 class AudioAttention(nn.Module):
-    """Attention of each latent frame's tokens to that frame's audio tokens, with L-RoPE for two."""
+    """Attention of each latent frame's tokens to its audio tokens; L-RoPE with two speakers."""
 
     def __init__(
         self,
@@ -220,18 +202,10 @@ class AudioAttention(nn.Module):
         labels: Tensor | None = None,
         attend: Attend = attend,
     ) -> Tensor:
-        """Attend to the voices.
+        """Attend from video tokens `(B, N, dim)` to audio tokens `(1 or B, F, M, token_dim)`.
 
-        Args:
-            x: Video tokens, `(B, N, dim)`, N = F x tokens of a frame.
-            audio: Audio tokens, `(1 or B, F, M, token_dim)`, speaker 1 first.
-            norm: Applied to `x`.
-            labels: Label position of every video token, `(B, N)`; `None` for one speaker, which
-                turns nothing.
-            attend: The attention backend.
-
-        Returns:
-            `(B, N, dim)`.
+        `labels` is the label of every video token, `(B, N)`; `None`, for one speaker, rotates
+        nothing.
         """
         batch, frames = x.shape[0], audio.shape[1]
         q, k, v = self.project(norm(x), audio, labels=labels)
@@ -245,35 +219,34 @@ class AudioAttention(nn.Module):
         return output
 
     def project(self, x: Tensor | Packed, audio: Tensor, *, labels: Tensor | None) -> Heads:
-        """Give queries `(B, N, A, D)`, and keys and values `(1 or B, F, M, A, D)`; labels turn."""
+        """Return queries `(B, N, A, D)`, and keys and values `(1 or B, F, M, A, D)`."""
         q = self.q_linear(x).unflatten(-1, (self.num_heads, -1))
-        k, v = self._keys(audio, turned=labels is not None)
+        k, v = self._keys(audio, rotated=labels is not None)
         if labels is not None:
             q = turn(q, label_rotation(labels, head_dim=q.shape[-1]))
         return Heads(q, k, v)
 
-    def _keys(self, audio: Tensor, *, turned: bool) -> tuple[Tensor, Tensor]:
+    def _keys(self, audio: Tensor, *, rotated: bool) -> tuple[Tensor, Tensor]:
         split = (self.num_heads, -1)
         k, v = (part.unflatten(-1, split) for part in self.kv_linear(audio).chunk(2, dim=-1))
-        if turned:
-            places = audio_positions(audio.shape[2] // 2, device=audio.device)
-            rotation = label_rotation(places, head_dim=k.shape[-1])
+        if rotated:
+            positions = audio_positions(audio.shape[2] // 2, device=audio.device)
+            rotation = label_rotation(positions, head_dim=k.shape[-1])
             k = rotate(k.flatten(0, 1), rotation).view_as(k)
         return k, v
 
 
 @torch.no_grad()
 def reference_map(q_BNAD: Tensor, k_BNAD: Tensor, *, token_masks: Tensor) -> Tensor:  # noqa: N803
-    """Tell how much each video token looks at each region of the photo (the first latent frame).
+    """Return how much each video token attends to each region of the first latent frame.
 
-    The mean over a region's tokens, and over all heads, of the attention to the first frame: an
+    The attention to a region's tokens, averaged over them and over all heads. It is computed as an
     attention whose values are the masks. No gradient flows through it, as upstream.
 
     Args:
-        q_BNAD: Queries of all tokens, turned by the grid.
-        k_BNAD: Keys of all tokens, turned by the grid; only the first frame's are used.
-        token_masks: Regions on the token grid of one frame, `(S + 1, tokens of a frame)` for all
-            of the batch or `(B, S + 1, tokens of a frame)` for each, 0 or 1.
+        q_BNAD: Queries of all tokens, rotated.
+        k_BNAD: Keys of all tokens, rotated; only the first frame's are used.
+        token_masks: As in `AudioContext`.
 
     Returns:
         `(B, S + 1, N)`, float32.
@@ -281,8 +254,10 @@ def reference_map(q_BNAD: Tensor, k_BNAD: Tensor, *, token_masks: Tensor) -> Ten
     batch, _, num_heads, width = q_BNAD.shape
     masks = token_masks.to(q_BNAD.device).expand(batch, -1, -1)
     num_regions, num_keys = masks.shape[1:]
-    # As wide as queries and keys: the fast kernels want that.
+    # Fast kernels need values as wide as queries and keys.
     values = functional.pad(masks.mT.to(q_BNAD.dtype), (0, max(width - num_regions, 0)))
-    looks = attend(q_BNAD, k_BNAD[:, :num_keys], values.unsqueeze(2).expand(-1, -1, num_heads, -1))
+    attended = attend(
+        q_BNAD, k_BNAD[:, :num_keys], values.unsqueeze(2).expand(-1, -1, num_heads, -1)
+    )
     sizes = masks.sum(dim=-1, dtype=torch.float32).clamp(min=1.0)
-    return looks[..., :num_regions].mean(dim=2, dtype=torch.float32).mT / sizes.unsqueeze(2)
+    return attended[..., :num_regions].mean(dim=2, dtype=torch.float32).mT / sizes.unsqueeze(2)

@@ -1,13 +1,15 @@
-"""Audio tokens: wav2vec2 windows to the context of audio cross-attention.
+"""Audio tokens: from windows of wav2vec2 features to the context of audio cross-attention.
 
 Follows `AudioProjModel` and the windowing in `WanModel.forward`, MultiTalk
-`wan/modules/multitalk_model.py`; paper arXiv:2505.22647. Latent frame 0 sees one video frame, every
-later one sees four, so two input widths exist.
+`wan/modules/multitalk_model.py`; paper arXiv:2505.22647. Latent frame 0 stands for one video
+frame, every later one for four, so there are two input layers of different width.
 
 Letters: S speakers, T video frames, F latent frames, L wav2vec2 layers, C their width.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as functional
@@ -39,14 +41,32 @@ def window_features(features: Tensor, *, start: int, stop: int, radius: int = 2)
         InputError: If `features` holds no frame.
     """
     if not features.shape[0]:
-        raise InputError("The voice holds no audio feature. Give a recording of at least 0.4 s.")
+        raise InputError("The voice has no audio features. Give a recording of at least 0.4 s.")
     centres = torch.arange(start, stop, device=features.device)
     offsets = torch.arange(-radius, radius + 1, device=features.device)
     return features[(centres[:, None] + offsets).clamp(0, features.shape[0] - 1)]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class AudioContext:
+    """What audio cross-attention attends to.
+
+    Attributes:
+        tokens: Audio tokens, `(1 or B, F, S * num_tokens, token_dim)`, speaker 1 first.
+        token_masks: Where each speaker is on the token grid of one frame, then the background,
+            `(S + 1, tokens of a frame)` for all of the batch or `(B, S + 1, tokens of a frame)`
+            for each, 0 or 1; used only if there are two speakers.
+        strength: Multiplier of the attention's output; 0 is the base model. Inside the blocks a
+            0-d CPU tensor, so that another value does not recompile.
+    """
+
+    tokens: Tensor
+    token_masks: Tensor | None = None
+    strength: Tensor | float = 1.0
+
+
 class AudioProjection(nn.Module):
-    """Turns the windows of a segment's video frames into audio tokens per latent frame."""
+    """Projects the windows of a segment's video frames to audio tokens of its latent frames."""
 
     def __init__(
         self, config: AudioConfig, *, ops: Ops, device: torch.device | str | None = None
@@ -69,7 +89,7 @@ class AudioProjection(nn.Module):
         """Project windows `(S, T, 5, L, C)`, T = 4n + 1, to tokens `(S, F, num_tokens, token_dim)`.
 
         Raises:
-            InputError: If T is not 4n + 1 or L x C is not the adapter's.
+            InputError: If T is not 4n + 1, or the adapter needs other L or C.
         """
         self._check(windows)
         first, later = first_frame(windows), later_frames(windows)
@@ -84,38 +104,34 @@ class AudioProjection(nn.Module):
     def _check(self, windows: Tensor) -> None:
         if windows.shape[1] % FRAME_STRIDE != 1:
             raise InputError(
-                f"A segment of {windows.shape[1]} video frames cannot be sampled; it must be 4n + 1"
-                " frames. Change the segment length."
+                f"A segment has {windows.shape[1]} video frames; it needs a multiple of 4, plus 1. "
+                "Change the segment length."
             )
         layers, channels = windows.shape[-2:]
         self.config.check_features(layers, channels)
 
 
 def join_speakers(tokens: Tensor) -> Tensor:
-    """Put the speakers' tokens of each frame side by side.
+    """Concatenate the speakers' tokens of each frame, speaker 1 first.
 
-    Turns `(S, F, num_tokens, token_dim)` into `(1, F, S * num_tokens, token_dim)`, speaker 1 first.
+    From `(S, F, num_tokens, token_dim)` to `(1, F, S * num_tokens, token_dim)`.
     """
     return tokens.transpose(0, 1).flatten(1, 2).unsqueeze(0)
 
 
 def first_frame(windows: Tensor) -> Tensor:
-    """Give what latent frame 0 sees: the window of video frame 0, `(S, 1, 5 * L * C)`."""
+    """Return the input of latent frame 0: the window of video frame 0, `(S, 1, 5 * L * C)`."""
     return windows[:, :1].flatten(2)
 
 
 def later_frames(windows: Tensor) -> Tensor:
-    """Give what every later latent frame sees, `(S, F - 1, 8 * L * C)`.
+    """Return the input of every later latent frame, `(S, F - 1, 8 * L * C)`.
 
-    Its four video frames a to d give eight slots: the first half of a's window with its centre, the
-    centres of b and c, and d's centre with the second half of its window.
+    Eight features of the four video frames a to d: a's window up to its centre, the centres of b
+    and c, and d's window from its centre on.
     """
     num_groups = windows.shape[1] // FRAME_STRIDE
     groups = torch.unflatten(windows[:, 1:], 1, (num_groups, FRAME_STRIDE))
     centre = AUDIO_WINDOW // 2
-    slots = (
-        groups[:, :, 0, : centre + 1],
-        groups[:, :, 1:-1, centre],
-        groups[:, :, -1, centre:],
-    )
+    slots = (groups[:, :, 0, : centre + 1], groups[:, :, 1:-1, centre], groups[:, :, -1, centre:])
     return torch.cat(slots, dim=2).flatten(2)

@@ -48,30 +48,15 @@ class _Package(NamedTuple):
     load: Callable[[], Attend]
 
 
-def video_attention(
-    name: AttentionName,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    capability: tuple[int, int] | None = None,
-) -> Backend:
-    """Choose the attention backend for the video tokens.
-
-    Args:
-        name: The requested backend.
-        device: Device of the tokens.
-        dtype: Dtype of the tokens.
-        capability: The card's compute capability; by default the card's own is read.
-
-    Returns:
-        The backend.
+def video_attention(name: AttentionName, *, device: torch.device, dtype: torch.dtype) -> Backend:
+    """Choose the attention backend for video tokens on a device, in a dtype.
 
     Raises:
         InputError: If the requested backend does not work here; never for `auto` and `torch`.
     """
     works = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
     if name == "auto":
-        if not works or not _is_hopper(device, capability):
+        if not works or not _is_hopper(device):
             return _TORCH
         return _flash_if_it_works(device, dtype) or _TORCH
     if name == "torch":
@@ -106,8 +91,7 @@ def torch_attention(q_BNAD: Tensor, k_BMAD: Tensor, v_BMAD: Tensor) -> Tensor:  
     if not can_use_cudnn_attention(SDPAParams(q, k, v, None, 0.0, False, False)):
         return attend(q_BNAD, k_BMAD, v_BMAD)
     learns = q.requires_grad or k.requires_grad or v.requires_grad
-    result = _CUDNN(q, k, v, None, learns)
-    tokens: Tensor = result[0]
+    tokens: Tensor = _CUDNN(q, k, v, None, learns)[0]
     return tokens.transpose(1, 2)
 
 
@@ -135,11 +119,10 @@ def _warn_of_flash(reason: Exception) -> None:
     )
 
 
-def _is_hopper(device: torch.device, capability: tuple[int, int] | None = None) -> bool:
+def _is_hopper(device: torch.device) -> bool:
     if device.type != "cuda" or torch.version.hip is not None:
         return False
-    major, _ = capability or torch.cuda.get_device_capability(device)
-    return major == _HOPPER
+    return torch.cuda.get_device_capability(device)[0] == _HOPPER
 
 
 def _try(backend: Backend, *, device: torch.device, dtype: torch.dtype) -> None:
@@ -181,7 +164,4 @@ def _sage() -> Attend:
 
 
 _TORCH = Backend("torch", torch_attention)
-_PACKAGES = {
-    "flash": _Package("flash-attn-4", _flash),
-    "sage": _Package("sageattention", _sage),
-}
+_PACKAGES = {"flash": _Package("flash-attn-4", _flash), "sage": _Package("sageattention", _sage)}

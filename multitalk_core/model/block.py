@@ -1,8 +1,8 @@
-"""One block of the transformer, on all entries of a batch, part by part.
+"""One block of the transformer: self-attention, attention to text and photo, audio, feed-forward.
 
-Self-attention, attention to text and photo, attention to the voices, feed-forward; the first and
-the last are modulated and gated by the time step, the other two only added. Follows
-`WanAttentionBlock` in MultiTalk `wan/modules/multitalk_model.py`.
+The time step modulates and gates self-attention and feed-forward. All entries of a batch go through
+one of these before the next starts. Follows `WanAttentionBlock` in MultiTalk
+`wan/modules/multitalk_model.py`.
 
 Letters: B batch, N tokens, F latent frames, M audio tokens of a frame.
 """
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..config import ModelConfig
 from ..protocols import Feed, Ops, Packed
 from .attention import AudioAttention, CrossAttention, Norm, SelfAttention
+from .audio_tokens import AudioContext
 from .elementwise import gelu, gelu_, normalize
 from .hooks import NO_HOOKS, Hooks
 from .lrope import Rotation, label_positions
@@ -30,24 +31,22 @@ Device = torch.device | str | None
 
 
 class Part(NamedTuple):
-    """Entries of the batch that are worked on at once, with what they hear.
+    """Entries of the batch that are computed at once, with their audio.
 
     Attributes:
-        entries: Which they are.
-        audio: Audio tokens, `(1 or entries, F, M, token_dim)`, or `None`.
-        token_masks: Regions of two speakers, `(3 or entries x 3, tokens of a frame)`, else `None`.
+        entries: Range of the batch.
+        audio: Their audio context; its masks are `None` unless there are two speakers.
     """
 
     entries: slice
-    audio: Tensor | None
-    token_masks: Tensor | None
+    audio: AudioContext | None
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm of `(B, N, D)` in float32, weights of any dtype; the result has the input's.
+    """Layer norm of `(B, N, D)` in float32; the result has the input's dtype.
 
     Attributes:
-        feed: If given, the result may be in packed form.
+        feed: If given, the result may be packed.
     """
 
     def __init__(
@@ -70,10 +69,10 @@ class LayerNorm(nn.LayerNorm):
 
 
 class GELU(nn.Module):
-    """The tanh approximation.
+    """GELU by its tanh approximation.
 
     Attributes:
-        feed: If given, the result may be in packed form.
+        feed: If given, the result may be packed.
         in_place: Whether the input is overwritten.
     """
 
@@ -83,7 +82,7 @@ class GELU(nn.Module):
         self.in_place = in_place
 
     def forward(self, input: Tensor) -> Tensor | Packed:
-        """Apply it to each number."""
+        """Apply it to each element."""
         return (gelu_ if self.in_place else gelu)(input, feed=self.feed)
 
 
@@ -91,7 +90,7 @@ class FeedForward(nn.ModuleList):
     """A linear layer to the inner width, an activation, and a linear layer back."""
 
     def forward(self, x: Tensor, *, norm: Norm) -> Tensor:
-        """Work on tokens `(B, N, dim)`, to which `norm` is applied first."""
+        """Transform tokens `(B, N, dim)`; `norm` is applied to them first."""
         first, activation, last = self
         inner = first(norm(x))
         inner = activation(inner)
@@ -103,22 +102,17 @@ class Block(nn.Module):
     """One transformer block.
 
     Attributes:
-        differentiable: Whether it can be trained: nothing is overwritten, and no rounding residual
-            is kept.
+        differentiable: Whether it can be trained. If so, it overwrites nothing and keeps no
+            rounding residual.
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        ops: Ops,
-        device: Device = None,
-        differentiable: bool = False,
+        self, config: ModelConfig, *, ops: Ops, device: Device = None, differentiable: bool = False
     ) -> None:
         super().__init__()
         dim, eps = config.dim, config.eps
         self.differentiable = differentiable
-        self._hold, self._feed = ops.hold, ops.feed
+        self._cache_decoded, self._feed = ops.cache_decoded, ops.feed
         self.self_attn = SelfAttention(config, ops=ops, device=device)
         self.norm3 = LayerNorm(dim, eps=eps, device=device, feed=ops.feed)
         self.cross_attn = CrossAttention(config, ops=ops, device=device)
@@ -145,22 +139,19 @@ class Block(nn.Module):
         rotation: Rotation,
         *,
         parts: Sequence[Part],
-        audio_strength: Tensor | float = 1.0,
         hooks: Hooks = NO_HOOKS,
         residual: Tensor | None = None,
     ) -> Tensor:
-        """Refine the tokens.
+        """Transform the video tokens.
 
         Args:
             x: Video tokens, `(B, N, dim)`; overwritten unless the block is differentiable.
             time: Projected time step, `(B, 6, dim)`, float32.
             context: Image and text tokens, `(B, 257 + text_len, dim)`.
             rotation: Of every video token.
-            parts: The batch in parts; a differentiable block takes it in one.
-            audio_strength: Multiplier of what the voices add. A 0-d CPU tensor, so that changing it
-                does not recompile.
+            parts: The batch divided into parts, with their audio; one part if differentiable.
             hooks: Functions of a host, called inside the block.
-            residual: The rounding residual of bfloat16 tokens, see `residual.py`; overwritten.
+            residual: Rounding residual of bfloat16 tokens, see `residual.py`; overwritten.
 
         Returns:
             `(B, N, dim)`, same dtype.
@@ -168,67 +159,65 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (
             (self.modulation.float() + time).unsqueeze(2).unbind(1)
         )
-        looks: list[Tensor | None] = []
+        reference_maps: list[Tensor | None] = []
         stream = Stream(x, residual)
-        with self._held(self.self_attn, parts):
-            for entries, _, token_masks in parts:
-                seen = self.self_attn(
+        with self._cached(self.self_attn, parts):
+            for entries, audio in parts:
+                attended = self.self_attn(
                     stream.tokens[entries],
                     norm=self._modulation(scale1[entries], shift1[entries]),
                     rotation=rotation,
-                    token_masks=token_masks,
+                    token_masks=None if audio is None else audio.token_masks,
                     attend=hooks.attends.video,
                 )
-                looks.append(seen.reference_map)
-                stream = self._added(stream, entries, seen.tokens, gate=gate1[entries])
-                del seen  # frees memory that the next part needs
-        with self._held(self.cross_attn, parts):
-            for entries, _, _ in parts:
+                reference_maps.append(attended.reference_map)
+                stream = self._add(stream, entries, attended.tokens, gate=gate1[entries])
+                del attended  # frees memory that the next part needs
+        with self._cached(self.cross_attn, parts):
+            for entries, _ in parts:
                 y = self.cross_attn(
-                    stream.tokens[entries],
-                    context[entries],
-                    norm=self.norm3,
-                    attends=hooks.attends,
+                    stream.tokens[entries], context[entries], norm=self.norm3, attends=hooks.attends
                 )
-                stream = self._added(stream, entries, y)
+                stream = self._add(stream, entries, y)
                 del y
         if hooks.after_context is not None:
             stream = Stream(hooks.after_context(stream.tokens), residual)
-        if parts[0].audio is not None:
-            stream = self._hear(stream, parts, looks, audio_strength, hooks)
-        with self._held(self.ffn, parts):
-            for entries, _, _ in parts:
+        if any(audio is not None for _, audio in parts):
+            stream = self._add_audio(stream, parts, reference_maps, hooks)
+        with self._cached(self.ffn, parts):
+            for entries, _ in parts:
                 norm = self._modulation(scale2[entries], shift2[entries])
                 y = self.ffn(stream.tokens[entries], norm=norm)
-                stream = self._added(stream, entries, y, gate=gate2[entries])
+                stream = self._add(stream, entries, y, gate=gate2[entries])
                 del y
         return stream.tokens
 
-    def _hear(
+    def _add_audio(
         self,
         stream: Stream,
         parts: Sequence[Part],
-        looks: Sequence[Tensor | None],
-        strength: Tensor | float,
+        reference_maps: Sequence[Tensor | None],
         hooks: Hooks,
     ) -> Stream:
-        with self._held(self.audio_cross_attn, parts):
-            for (entries, audio, _), seen in zip(parts, looks, strict=True):
+        with self._cached(self.audio_cross_attn, parts):
+            for (entries, audio), reference_map in zip(parts, reference_maps, strict=True):
+                if audio is None:
+                    continue
                 y = self.audio_cross_attn(
                     stream.tokens[entries],
-                    audio,
+                    audio.tokens,
                     norm=self.norm_x,
-                    labels=None if seen is None else label_positions(seen),
+                    labels=None if reference_map is None else label_positions(reference_map),
                     attend=hooks.attends.audio,
                 )
-                stream = self._added(stream, entries, y, gate=strength)
+                stream = self._add(stream, entries, y, gate=audio.strength)
                 del y
         return stream
 
-    def _added(
+    def _add(
         self, stream: Stream, entries: slice, y: Tensor, *, gate: Tensor | float = 1.0
     ) -> Stream:
-        """Add to some entries of the batch, in place unless the block is differentiable."""
+        """Add `y * gate` to some entries, in place unless the block is differentiable."""
         if self.differentiable:
             return Stream((stream.tokens + y * gate).to(stream.tokens.dtype))
         stream.entries(entries).add_(y, gate=gate)
@@ -239,7 +228,7 @@ class Block(nn.Module):
             normalize, gain=1 + scale, shift=shift, eps=self.eps, feed=self._feed
         )
 
-    def _held(
+    def _cached(
         self, layers: nn.Module, parts: Sequence[Part]
     ) -> contextlib.AbstractContextManager[None]:
-        return self._hold(layers) if len(parts) > 1 else contextlib.nullcontext()
+        return self._cache_decoded(layers) if len(parts) > 1 else contextlib.nullcontext()

@@ -1,15 +1,15 @@
-"""The transformer: Wan2.1 image-to-video with MultiTalk's audio branch, under upstream's names.
+"""The transformer: Wan2.1 image-to-video with MultiTalk's audio branch, by upstream's names.
 
     latents + condition -> tokens -> blocks -> head -> velocity
 
-The blocks are in `block.py`. Follows `WanModel` in MultiTalk `wan/modules/multitalk_model.py`. With
-`config.audio` None it is the base model alone. Departures: a true batch axis, and those named in
-`attention.py`. The time path, modulation, norms, rotations and softmaxes are float32 inside; all
-else is in the latents' dtype, of which bfloat16 tokens keep four bits more (`residual.py`).
+The blocks are in `block.py`. Follows `WanModel` in MultiTalk `wan/modules/multitalk_model.py`. If
+`config.audio` is None, the model has no audio branch. Departures: a batch axis, and those named in
+`attention.py`. Time embedding, modulation, norms, rotations and softmaxes are computed in float32,
+everything else in the latents' dtype; bfloat16 tokens keep a rounding residual (`residual.py`).
 
-A batch, such as the passes of a guided step, goes through each part of a block together, so that a
-weight is decoded or moved once for all of it; where one entry fills a card already, they take turns
-within the part, and need the memory of one.
+All entries of a batch, such as the passes of a guided step, go through one part of a block before
+the next part starts, so that each weight is decoded or moved once. If one entry alone fills a card,
+the entries go through the part one after another, and need the memory of one.
 
 Letters: B batch, S speakers, T video frames, F latent frames, N tokens, L text tokens.
 """
@@ -23,12 +23,12 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from ..config import ModelConfig
+from ..config import AudioConfig, ModelConfig
 from ..errors import InputError
 from ..geometry import GridSize
 from ..protocols import Ops
 from .attention import IMAGE_TOKENS
-from .audio_tokens import AudioProjection, join_speakers
+from .audio_tokens import AudioContext, AudioProjection, join_speakers
 from .block import GELU, Block, Device, LayerNorm, Part
 from .hooks import NO_HOOKS, BlockCall, Hooks
 from .layers import TorchOps
@@ -38,15 +38,15 @@ from .residual import empty_residual
 _IMAGE_NORM_EPS = 1e-5
 _MAX_PERIOD = 10000.0
 PART_TOKENS = 16384
-"""Video tokens that are worked on at once at least, if the batch has them: a matrix product of so
-many rows fills any card, and more would only take memory."""
+"""Entries are computed together up to this many video tokens. A matrix product of so many rows
+fills any card; more rows would only need more memory."""
 
 
 class PatchEmbedding(nn.Conv3d):
-    """Latents to tokens: each patch of 1 x 2 x 2 latents becomes one token.
+    """Turns each patch of 1 x 2 x 2 latents into one token.
 
-    Holds a convolution's weights and works as one matrix product, which every backend does well in
-    half precision (a 3-D convolution is not that everywhere).
+    The weights are a convolution's, but are applied as one matrix product: some backends have only
+    a slow 3-D convolution in half precision.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class PatchEmbedding(nn.Conv3d):
 
 
 class ImageEmbedding(nn.Module):
-    """CLIP tokens of the photo to the transformer's width."""
+    """Projects CLIP tokens of the photo to the transformer's width."""
 
     def __init__(self, config: ModelConfig, *, ops: Ops, device: Device = None) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class ImageEmbedding(nn.Module):
 
 
 class Head(nn.Module):
-    """Tokens to the velocity of their patches, in float32."""
+    """Projects tokens to the velocity of their patches, in float32."""
 
     def __init__(self, config: ModelConfig, *, ops: Ops, device: Device = None) -> None:
         super().__init__()
@@ -100,13 +100,13 @@ class Head(nn.Module):
 class MultiTalkModel(nn.Module):
     """Wan2.1 image-to-video with the MultiTalk audio branch.
 
-    Parameter names are upstream's. `ops.Linear` makes every linear layer, so quantised layers need
-    no change here; such a layer computes in the dtype of its input.
+    `ops.Linear` makes every linear layer, which computes in the dtype of its input; so quantised
+    layers need no change here.
 
     Attributes:
         config: Sizes.
         differentiable: Whether the model can be trained; it then needs more memory.
-        blocks: The transformer blocks, called in order; hook them to stream weights or to stop.
+        blocks: The transformer blocks, called in order; hooks on them can stream weights or stop.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class MultiTalkModel(nn.Module):
             self.audio_proj = AudioProjection(config.audio, ops=ops, device=device)
 
     def project_audio(self, windows: Tensor) -> Tensor:
-        """Turn a segment's windows into the audio tokens that `forward` takes.
+        """Turn a segment's windows into audio tokens for an `AudioContext`.
 
         Args:
             windows: Wav2vec2 features around each video frame, `(S, T, 5, L, C)`, T = 4n + 1, in
@@ -155,10 +155,9 @@ class MultiTalkModel(nn.Module):
             Audio tokens, `(1, F, S * num_tokens, token_dim)`, speaker 1 first.
 
         Raises:
-            InputError: If the model has no audio branch or the windows do not fit it.
+            InputError: If the model has no audio layers, or the windows do not fit them.
         """
-        if self.config.audio is None:
-            raise InputError("The model has no audio branch. Load the MultiTalk adapter onto it.")
+        self._audio_config()
         return join_speakers(self.audio_proj(windows))
 
     def forward(
@@ -169,9 +168,7 @@ class MultiTalkModel(nn.Module):
         condition: Tensor,
         text: Tensor,
         image: Tensor,
-        audio: Tensor | Sequence[Tensor] | None = None,
-        token_masks: Tensor | None = None,
-        audio_strength: float = 1.0,
+        audio: AudioContext | Sequence[AudioContext] | None = None,
         hooks: Hooks = NO_HOOKS,
     ) -> Tensor:
         """Predict the velocity of noisy latents.
@@ -183,13 +180,9 @@ class MultiTalkModel(nn.Module):
             condition: Four mask channels, then the encoded photo, `(B, 20, F, h, w)`.
             text: Text tokens, `(B, L, text_dim)`, L at most `text_len`; zero rows fill it up.
             image: CLIP tokens of the photo, `(B, 257, image_dim)`.
-            audio: Audio tokens, `(1 or B, F, S * num_tokens, token_dim)`, or such of one entry for
-                each of the batch, where their numbers of speakers differ; `None` is the base model.
-            token_masks: Where each speaker is on the token grid of one frame, then the background,
-                `(S + 1, h / 2 * w / 2)` for all of the batch or `(B, S + 1, h / 2 * w / 2)` for
-                each, 0 or 1; used only when `audio` holds two speakers.
-            audio_strength: Multiplier of what the voices add; 0 is the base model.
-            hooks: What a host does inside the blocks.
+            audio: Audio of the batch, or one value for each entry if their numbers of speakers
+                differ; `None` is the base model.
+            hooks: Functions of a host, called in and around the blocks.
 
         Returns:
             Velocity, `(B, 16, F, h, w)`, in the latents' dtype.
@@ -198,9 +191,7 @@ class MultiTalkModel(nn.Module):
             InputError: If an input does not fit; the message says which.
         """
         grid = _token_grid(latents)
-        parts = self._parts(
-            None if audio_strength == 0.0 else audio, token_masks, latents=latents, grid=grid
-        )
+        parts = self._parts(audio, latents=latents, grid=grid)
         dtype = latents.dtype
         x = self.patch_embedding(torch.cat((latents, condition.to(dtype)), dim=1))
         time = self.time_embedding(time_features(timestep, width=self.config.freq_dim))
@@ -209,23 +200,21 @@ class MultiTalkModel(nn.Module):
         rotation = grid_rotation(
             grid, head_dim=self.config.head_dim, device=x.device, placement=hooks.placement
         )
-        strength = torch.tensor(audio_strength, device="cpu")
         residual = None if self.differentiable else empty_residual(x)
         for index, block in enumerate(self.blocks):
-            run = functools.partial(
-                block,
-                parts=parts,
-                audio_strength=strength,
-                hooks=hooks,
-                residual=residual,
-            )
+            run = functools.partial(block, parts=parts, hooks=hooks, residual=residual)
             x = hooks.around_block(BlockCall(index, run, x, time, steps, context, rotation))
-        # In turn: the head's tokens are float32.
-        velocity = [self.head(x[entries], time[entries]) for entries, _, _ in parts]
+        # One part after another, because the head computes in float32.
+        velocity = [self.head(x[entries], time[entries]) for entries, _ in parts]
         return _join_patches(torch.cat(velocity), grid=grid).to(dtype)
 
+    def _audio_config(self) -> AudioConfig:
+        if self.config.audio is None:
+            raise InputError("The model has no audio layers. Add a MultiTalk adapter to it.")
+        return self.config.audio
+
     def _context(self, text: Tensor, image: Tensor) -> Tensor:
-        """Embed photo and text; the zero rows become the biases' tokens, as upstream."""
+        """Embed photo and text; zero rows of text are embedded like others, as upstream."""
         missing = self.config.text_len - text.shape[1]
         if missing < 0:
             raise InputError(
@@ -242,13 +231,12 @@ class MultiTalkModel(nn.Module):
 
     def _parts(
         self,
-        audio: Tensor | Sequence[Tensor] | None,
-        token_masks: Tensor | None,
+        audio: AudioContext | Sequence[AudioContext] | None,
         *,
         latents: Tensor,
         grid: GridSize,
     ) -> list[Part]:
-        """Divide the batch, checking the audio tokens and the masks that two speakers need."""
+        """Divide the batch, and check the audio of each part."""
         batch = latents.shape[0]
         at_once = entries_at_once(grid.frames * grid.height * grid.width)
         if self.differentiable:
@@ -259,39 +247,43 @@ class MultiTalkModel(nn.Module):
         for start in range(0, batch, at_once):
             entries = slice(start, start + at_once)
             heard = audio[start] if isinstance(audio, Sequence) else audio
-            if heard is None:
-                parts.append(Part(entries, None, None))
+            if heard is None or heard.strength == 0.0:
+                parts.append(Part(entries, None))
                 continue
-            heard = (heard[entries] if heard.shape[0] > 1 else heard).to(latents.dtype)
-            masks = self._speaker_regions(heard, token_masks, batch=batch, grid=grid)
-            if masks is not None and masks.ndim == 3:
-                masks = masks[entries]
-            parts.append(Part(entries, heard, masks))
+            tokens, masks = heard.tokens, self._speaker_regions(heard, batch=batch, grid=grid)
+            parts.append(
+                Part(
+                    entries,
+                    AudioContext(
+                        (tokens[entries] if tokens.shape[0] > 1 else tokens).to(latents.dtype),
+                        masks if masks is None or masks.ndim == 2 else masks[entries],
+                        torch.tensor(heard.strength, device="cpu"),
+                    ),
+                )
+            )
         return parts
 
-    def _speaker_regions(
-        self, audio: Tensor, token_masks: Tensor | None, *, batch: int, grid: GridSize
-    ) -> Tensor | None:
-        """Check the audio tokens and give the masks if two speakers need them."""
-        if self.config.audio is None:
-            raise InputError("The model has no audio branch. Load the MultiTalk adapter onto it.")
-        if audio.shape[1] != grid.frames:
+    def _speaker_regions(self, audio: AudioContext, *, batch: int, grid: GridSize) -> Tensor | None:
+        """Check the audio and give the token masks if two speakers need them."""
+        config = self._audio_config()
+        tokens, token_masks = audio.tokens, audio.token_masks
+        if tokens.shape[1] != grid.frames:
             raise InputError(
-                f"The audio tokens span {audio.shape[1]} latent frames but the video has "
+                f"The audio tokens span {tokens.shape[1]} latent frames but the video has "
                 f"{grid.frames}. Make both for the same segment."
             )
-        num_speakers, rest = divmod(audio.shape[2], self.config.audio.num_tokens)
+        num_speakers, rest = divmod(tokens.shape[2], config.num_tokens)
         if rest or not num_speakers:
             raise InputError(
-                f"{audio.shape[2]} audio tokens a frame hold no whole speaker; each has "
-                f"{self.config.audio.num_tokens}. Make them with this model's `project_audio`."
+                f"A frame has {tokens.shape[2]} audio tokens but needs {config.num_tokens} for "
+                "each speaker. Make them with this model's `project_audio`."
             )
         if num_speakers == 1:
             return None
         if num_speakers > MAX_SPEAKERS:
             raise InputError(
-                f"There are {num_speakers} speakers; the adapter knows at most {MAX_SPEAKERS}. "
-                "Remove speakers."
+                f"There are {num_speakers} speakers; the adapter was trained with at most "
+                f"{MAX_SPEAKERS}. Remove speakers."
             )
         expected = (num_speakers + 1, grid.height * grid.width)
         shapes = (expected, (batch, *expected))
@@ -305,19 +297,19 @@ class MultiTalkModel(nn.Module):
 
 
 def entries_at_once(num_tokens: int) -> int:
-    """Say how many entries of a batch, of so many video tokens each, are worked on at once."""
+    """Return how many entries of a batch, of `num_tokens` video tokens each, run at once."""
     return max(1, PART_TOKENS // num_tokens)
 
 
 def time_features(timestep: Tensor, *, width: int) -> Tensor:
-    """Give the sinusoidal features of time steps `(B,)`: cosines first, `(B, width)`, float32."""
+    """Return sinusoidal features of time steps `(B,)`: cosines first, `(B, width)`, float32."""
     half = torch.arange(width // 2, dtype=torch.float64, device=timestep.device) / (width // 2)
     angles = torch.outer(timestep.double(), _MAX_PERIOD**-half)
     return torch.cat((angles.cos(), angles.sin()), dim=1).float()
 
 
 def modulate(x: Tensor, *, shift: Tensor, scale: Tensor) -> Tensor:
-    """Give `x * (1 + scale) + shift` in float32 (the dtype of shift and scale)."""
+    """Return `x * (1 + scale) + shift` in float32, the dtype of shift and scale."""
     return torch.addcmul(shift, x, 1 + scale)
 
 
@@ -325,7 +317,7 @@ def _token_grid(latents: Tensor) -> GridSize:
     frames, height, width = latents.shape[2:]
     if height % 2 or width % 2:
         raise InputError(
-            f"Latents of {width}x{height} cannot be cut into tokens of 2x2. "
+            f"Latents of {width}x{height} cannot be divided into patches of 2x2. "
             "Choose a video size whose sides are multiples of 16 pixels."
         )
     return GridSize(frames, height // 2, width // 2)

@@ -25,7 +25,7 @@ from .lrope import Rotation, rotate
 def normalize(
     x: Tensor, *, gain: Tensor, shift: Tensor, eps: float, feed: Feed | None = None
 ) -> Tensor | Packed:
-    """Give `layer_norm(x) * gain + shift` in the dtype of `x`.
+    """Return `layer_norm(x) * gain + shift` in the dtype of `x`.
 
     Args:
         x: Tokens, `(B, N, D)`.
@@ -56,18 +56,7 @@ def rms_norm(x: Tensor, *, weight: Tensor, eps: float) -> Tensor:
 def rms_norm_rotated(
     x: Tensor, *, weight: Tensor, eps: float, num_heads: int, rotation: Rotation
 ) -> Tensor:
-    """Normalise tokens as `rms_norm` does, cut them into heads and turn these by their places.
-
-    Args:
-        x: Queries or keys, `(B, N, D)`.
-        weight: `(D,)`.
-        eps: Of the norm.
-        num_heads: A.
-        rotation: Of N positions, for all of the batch or for each.
-
-    Returns:
-        `(B, N, A, D / A)`.
-    """
+    """Normalise `(B, N, D)` as `rms_norm` does and rotate the heads: `(B, N, A, D / A)`."""
     split = (num_heads, -1)
     if (kernels := kernels_for(x)) is not None:
         cos, sin = rotation
@@ -77,7 +66,7 @@ def rms_norm_rotated(
 
 
 def turn(x_BNAD: Tensor, rotation: Rotation) -> Tensor:  # noqa: N803
-    """Turn queries or keys as `lrope.rotate` does."""
+    """Rotate queries or keys as `lrope.rotate` does."""
     if (kernels := kernels_for(x_BNAD)) is not None:
         cos, sin = rotation
         result: Tensor = kernels.rms_norm(x_BNAD.flatten(2), weight=None, eps=0.0, cos=cos, sin=sin)
@@ -86,14 +75,14 @@ def turn(x_BNAD: Tensor, rotation: Rotation) -> Tensor:  # noqa: N803
 
 
 def gelu(x: Tensor, *, feed: Feed | None = None) -> Tensor | Packed:
-    """Give the tanh approximation of GELU; if `feed` takes `x`, in packed form."""
+    """Return the tanh approximation of GELU; if `feed` takes `x`, in packed form."""
     if feed is not None and feed.takes(x):
         return feed.gelu(x)
     return functional.gelu(x, approximate="tanh")
 
 
 def gelu_(x: Tensor, *, feed: Feed | None = None) -> Tensor | Packed:
-    """Do as `gelu`, but overwrite `x` where the result is a tensor; has no gradient."""
+    """Compute `gelu`, but overwrite `x` if the result is a tensor; has no gradient."""
     if feed is not None and feed.takes(x):
         return feed.gelu(x)
     result: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
@@ -101,7 +90,7 @@ def gelu_(x: Tensor, *, feed: Feed | None = None) -> Tensor | Packed:
 
 
 def kernels_for(x: Tensor) -> Any | None:
-    """Give the Triton kernels where they can be used for `x`; they record no gradient."""
+    """Return the Triton kernels if they can be used for `x`; they record no gradient."""
     if x.device.type != "cuda" or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     return _triton_kernels()

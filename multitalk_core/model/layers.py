@@ -25,6 +25,6 @@ class TorchOps:
     feed: ClassVar[Feed | None] = None
 
     @staticmethod
-    def hold(layers: nn.Module) -> AbstractContextManager[None]:
+    def cache_decoded(layers: nn.Module) -> AbstractContextManager[None]:
         """Do nothing: the weights are used as they are."""
         return contextlib.nullcontext()

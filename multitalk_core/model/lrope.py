@@ -1,9 +1,9 @@
-"""Rotary positions: the video grid's (3-D) and the speakers' labels (L-RoPE, 1-D).
+"""Rotary position embeddings: of the video grid (3-D) and of the speakers' labels (L-RoPE, 1-D).
 
-Video tokens turn by their place in the grid before self-attention, as in Wan2.1. With two speakers,
-video tokens and audio tokens also turn by a label before audio cross-attention: a token that looks
-at speaker 1 gets a position in [0, 4] and speaker 1's audio tokens stand at 2, for speaker 2 it is
-[20, 24] and 22, and the background stands at 12, so each voice reaches its own person.
+Self-attention rotates video tokens by their position in the grid, as in Wan2.1. With two speakers,
+audio cross-attention rotates video and audio tokens by a label. A video token that attends mostly
+to speaker 1 gets a label in [0, 4], and speaker 1's audio tokens get 2; for speaker 2 these are
+[20, 24] and 22; the background gets 12. So each voice moves its own speaker.
 Follows `rope_apply` in MultiTalk `wan/modules/multitalk_model.py`, `SingleStreamMutiAttention` in
 `wan/modules/attention.py` and `wan/utils/multitalk_utils.py`; paper arXiv:2505.22647.
 
@@ -22,9 +22,9 @@ from ..geometry import GridSize
 LABEL_RANGE = 24.0
 """Labels lie in [0, 24]."""
 LABEL_WIDTH = 4.0
-"""Each speaker owns a range this wide: the first at the low end, the second at the high end."""
+"""Width of a speaker's range of labels: the first speaker's is lowest, the second's highest."""
 MAX_SPEAKERS = 2
-"""Speakers the adapters were trained with."""
+"""The most speakers that the adapters were trained with."""
 
 _SPEAKER_RANGES = ((0.0, LABEL_WIDTH), (LABEL_RANGE - LABEL_WIDTH, LABEL_RANGE))
 _BACKGROUND = LABEL_RANGE / 2
@@ -40,9 +40,9 @@ class Rotation(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where a token grid lies in the rotary positions, along frames, rows and columns.
+    """Rotary positions of a token grid, along frames, rows and columns.
 
-    Token i of an axis stands at `shift + i * scale`.
+    Token i of an axis has the position `shift + i * scale`.
     """
 
     scale: tuple[float, float, float]
@@ -53,12 +53,11 @@ UNMOVED = Placement(scale=(1.0, 1.0, 1.0), shift=(0.0, 0.0, 0.0))
 
 
 def axis_frequencies(head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Give the turns per token along frames, rows and columns, float64.
-
-    Each axis has its own share of the head's pairs and its own geometric series.
+    """Return the radians per token along frames, rows and columns, float64.
 
     Args:
-        head_dim: Width of one head; rows and columns get `2 * (head_dim // 6)` of it each.
+        head_dim: Width of one head; rows and columns get `2 * (head_dim // 6)` of it each, frames
+            the rest.
     """
     side = 2 * (head_dim // 6)
     frames, height, width = (_frequencies(axis) for axis in (head_dim - 2 * side, side, side))
@@ -68,10 +67,9 @@ def axis_frequencies(head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
 def grid_rotation(
     grid: GridSize, *, head_dim: int, device: torch.device, placement: Placement = UNMOVED
 ) -> Rotation:
-    """Give the 3-D rotation of every token of a grid, in token order (frame, row, column).
+    """Return the 3-D rotation of every token of a grid, in the order frame, row, column.
 
-    Angles are float64 and computed on the CPU (some devices have no float64); only the three
-    small tables travel.
+    The angles are computed in float64 on the CPU, because some devices have no float64.
     """
     tables: tuple[list[Tensor], list[Tensor]] = ([], [])
     for i_axis, (length, frequencies) in enumerate(
@@ -89,21 +87,21 @@ def grid_rotation(
 
 
 def label_rotation(positions: Tensor, *, head_dim: int) -> Rotation:
-    """Give the 1-D rotation of label positions `(..., N)`, over the full head width."""
+    """Return the 1-D rotation of label positions `(..., N)`, over the full head width."""
     frequencies = _frequencies(head_dim).to(torch.float32).to(positions.device, non_blocking=True)
     angles = positions.float().unsqueeze(-1) * frequencies
     return Rotation(angles.cos(), angles.sin())
 
 
 def rotate(x_BNAD: Tensor, rotation: Rotation) -> Tensor:  # noqa: N803
-    """Turn the interleaved pairs `(x0, x1)` of every head by their token's angle.
+    """Rotate the interleaved pairs `(x0, x1)` of every head by their token's angle.
 
-    Computed in float32 over stretches of tokens, so that a long sequence in half precision is
-    never whole in float32.
+    Computed in float32, some tokens at a time, so that a long sequence in half precision never
+    needs memory for all of it in float32.
 
     Args:
         x_BNAD: Queries or keys, `(B, N, A, D)`.
-        rotation: Of N positions, for all of the batch or for each.
+        rotation: Of N positions, for the whole batch or for each entry.
 
     Returns:
         The same shape and dtype.
@@ -120,10 +118,10 @@ def rotate(x_BNAD: Tensor, rotation: Rotation) -> Tensor:  # noqa: N803
 
 
 def label_positions(reference_map: Tensor) -> Tensor:
-    """Give each video token the position of the speaker, or background, it looks at most.
+    """Return each video token's label: that of the region it attends to most.
 
-    A speaker's row is spread over that speaker's range by its least and largest value over all
-    tokens of the segment; the winner is chosen by the raw values.
+    Each speaker's row is scaled to that speaker's range by its minimum and maximum over all tokens
+    of the segment. The region is chosen by the values before scaling.
 
     Args:
         reference_map: Attention to each region, `(..., 3, N)`: speaker 1, speaker 2, background.
@@ -142,7 +140,7 @@ def label_positions(reference_map: Tensor) -> Tensor:
 
 
 def audio_positions(tokens_per_speaker: int, *, device: torch.device) -> Tensor:
-    """Give the positions of one frame's audio tokens: the middle of each speaker's range.
+    """Return the labels of one frame's audio tokens: the middle of each speaker's range.
 
     Returns:
         Positions, `(S * tokens_per_speaker,)`, float32, speaker 1 first.
@@ -155,7 +153,7 @@ def audio_positions(tokens_per_speaker: int, *, device: torch.device) -> Tensor:
 
 
 def scale_to_range(values: Tensor, *, low: float, high: float) -> Tensor:
-    """Spread values `(..., N)` over [low, high] by their own least and largest value."""
+    """Scale values `(..., N)` to [low, high] by their own minimum and maximum."""
     least, most = values.aminmax(dim=-1, keepdim=True)
     # as upstream multitalk_utils.py `normalize_and_scale`: equal values all become `low`
     return (values - least) / (most - least + 1e-8) * (high - low) + low

@@ -5,6 +5,8 @@ layers    linear layers whose packed bytes ComfyUI's memory manager streams
 dit       the transformer under ComfyUI's calling convention, interruptible between blocks
 patcher   a ModelPatcher that applies LoRA to packed weights without touching their bytes
 model     MODEL: base files and adapters
+lora      the arithmetic of LoRAs on a packed layer
+lora_file LoRA files on a MODEL
 text      CLIP: the UMT5 text encoder
 vision    CLIP_VISION: the picture encoder
 speech    MTK_WAV2VEC2: the voice encoder

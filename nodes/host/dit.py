@@ -16,6 +16,7 @@ from torch import Tensor
 from ...multitalk_core.config import ModelConfig
 from ...multitalk_core.errors import InputError
 from ...multitalk_core.model.attention import Attend
+from ...multitalk_core.model.audio_tokens import AudioContext
 from ...multitalk_core.model.dit import MultiTalkModel
 from ...wan_gguf_loader.ops import Precision
 from .layers import HostOps
@@ -64,7 +65,7 @@ class HostMultiTalk(MultiTalkModel):
         transformer_options: dict[str, Any] | None = None,
         **conditions: Any,
     ) -> Tensor:
-        """Predict the velocity.
+        """Predict the velocity `(B, 16, F, h, w)`, called as ComfyUI calls its Wan model.
 
         Args:
             latents: Channels of noisy latents (16), mask (4) and photo (16), `(B, 36, F, h, w)`.
@@ -73,11 +74,8 @@ class HostMultiTalk(MultiTalkModel):
             clip_fea: CLIP tokens of the photo, `(B, 257, image_dim)`.
             time_dim_concat: A condition of other Wan models; must be `None`.
             transformer_options: Patches and options that nodes have set.
-            **conditions: `audio`, `token_masks` and `audio_strength`, see `MultiTalkModel`;
-                unknown conditions are ignored.
-
-        Returns:
-            Velocity, `(B, 16, F, h, w)`.
+            **conditions: `audio` (audio tokens, or a list of one entry each), `token_masks` and
+                `audio_strength`, see `AudioContext`; unknown conditions are ignored.
 
         Raises:
             InputError: If an input does not fit; the message says which.
@@ -100,7 +98,7 @@ class HostMultiTalk(MultiTalkModel):
         time_dim_concat: Tensor | None,
         transformer_options: dict[str, Any],
         *,
-        audio: Tensor | None = None,
+        audio: Tensor | list[Tensor] | None = None,
         token_masks: Tensor | None = None,
         audio_strength: float = 1.0,
         **conditions: Any,
@@ -120,20 +118,19 @@ class HostMultiTalk(MultiTalkModel):
         height, width = latents.shape[-2:]
         x = comfy.ldm.common_dit.pad_to_patch_size(latents, _PATCH)
         split = self.config.out_channels
+        contexts = [
+            AudioContext(tokens, token_masks, audio_strength)
+            for tokens in ([audio] if isinstance(audio, Tensor) else audio or [])
+        ]
         velocity = super().forward(
             x[:, :split],
             timestep,
             condition=x[:, split : self.config.in_channels],
             text=context[:, : self.config.text_len],  # the limit of upstream's tokenizer
             image=clip_fea,
-            audio=audio,
-            token_masks=token_masks,
-            audio_strength=audio_strength,
+            audio=contexts[0] if isinstance(audio, Tensor) else contexts or None,
             hooks=wan_hooks(
-                transformer_options,
-                x=x,
-                num_blocks=len(self.blocks),
-                attention=self.attention,
+                transformer_options, x=x, num_blocks=len(self.blocks), attention=self.attention
             ),
         )
         return velocity[..., :height, :width]

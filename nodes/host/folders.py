@@ -15,6 +15,7 @@ from ...multitalk_core.errors import InputError
 
 EXTENSIONS = frozenset({".gguf", ".safetensors", ".sft"})
 _TINY = Path(__file__).resolve().parents[2] / "models" / "tiny"
+_TINY_VAE = _TINY / "vae"
 _TINY_PREFIX = "tiny/"
 """Marks, in a list, the file of the tiny trained set that comes with the pack."""
 
@@ -29,7 +30,7 @@ class ModelFolder:
         what: What it is, for messages.
         file: The file most users want.
         repository: Where to get it.
-        tiny: The file of the tiny trained set, which the pack brings along.
+        tiny: The file of the tiny trained set, which the pack brings along; None if it has none.
     """
 
     key: str
@@ -37,13 +38,13 @@ class ModelFolder:
     what: str
     file: str
     repository: str
-    tiny: str
+    tiny: str | None = None
 
     def choices(self) -> list[str]:
         """List the user's files, or a hint if there are none, and then the tiny set's file."""
         self._register()
         own = list(folder_paths.get_filename_list(self.key)) or [self._hint()]
-        return [*own, _TINY_PREFIX + self.tiny]
+        return [*own, *self._brought()]
 
     def path(self, name: str) -> Path:
         """Give the full path of a listed file.
@@ -51,8 +52,8 @@ class ModelFolder:
         Raises:
             InputError: If it is not there; the message says which to get and where to put it.
         """
-        if name == _TINY_PREFIX + self.tiny:
-            return _TINY / self.tiny
+        if name in self._brought():
+            return _TINY / name.removeprefix(_TINY_PREFIX)
         self._register()
         found = folder_paths.get_full_path(self.key, name)
         if found is None or name not in folder_paths.get_filename_list(self.key):
@@ -62,7 +63,7 @@ class ModelFolder:
     def check(self, name: str | None) -> bool | str:
         """Validate a chosen name for ComfyUI: `True`, or what is wrong."""
         self._register()
-        listed = (*folder_paths.get_filename_list(self.key), _TINY_PREFIX + self.tiny)
+        listed = (*folder_paths.get_filename_list(self.key), *self._brought())
         if name is None or name in listed:  # None: linked
             return True
         return self.missing(name)
@@ -80,6 +81,9 @@ class ModelFolder:
             f"put it into {folders[0]}, and press R to refresh the lists."
         )
 
+    def _brought(self) -> list[str]:
+        return [] if self.tiny is None else [_TINY_PREFIX + self.tiny]
+
     def _hint(self) -> str:
         return f"no file: get {self.file} from {self.repository}"
 
@@ -91,13 +95,17 @@ class ModelFolder:
             known = folder_paths.folder_names_and_paths.get(source, (default,))[0]
             # ComfyUI lists 'unet' before 'diffusion_models'; new files belong in the latter.
             own = [folder for folder in known if Path(folder).name == source]
-            folders += [folder for folder in (*own, *known) if folder not in folders]
+            folders += [
+                folder
+                for folder in (*own, *known)
+                if folder not in folders and Path(folder) != _TINY_VAE
+            ]
         folder_paths.folder_names_and_paths[self.key] = (folders, set(EXTENSIONS))
 
 
 def offer_tiny_vae() -> None:
     """Let ComfyUI's Load VAE list the tiny set's autoencoder."""
-    folder_paths.add_model_folder_path("vae", str(_TINY / "vae"))
+    folder_paths.add_model_folder_path("vae", str(_TINY_VAE))
 
 
 BASE = ModelFolder(
@@ -115,6 +123,13 @@ ADAPTER = ModelFolder(
     file="multitalk.safetensors",
     repository="MeiGen-AI/MeiGen-MultiTalk",
     tiny="multitalk_tiny.safetensors",
+)
+LORA = ModelFolder(
+    key="mtk_lora",
+    sources=("loras",),
+    what="LoRA of Wan2.1",
+    file="lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors",
+    repository="Kijai/WanVideo_comfy/tree/main/Lightx2v",
 )
 WAV2VEC2 = ModelFolder(
     key="mtk_wav2vec2",
@@ -139,4 +154,12 @@ CLIP_VISION = ModelFolder(
     file="clip_vision_h.safetensors",
     repository="Comfy-Org/Wan_2.1_ComfyUI_repackaged",
     tiny="clip_vision_tiny.safetensors",
+)
+VAE = ModelFolder(
+    key="mtk_vae",
+    sources=("vae",),
+    what="Wan2.1 VAE",
+    file="wan_2.1_vae.safetensors",
+    repository="Comfy-Org/Wan_2.1_ComfyUI_repackaged",
+    tiny="vae/wan_vae_tiny.safetensors",
 )

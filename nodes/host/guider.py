@@ -1,8 +1,8 @@
-"""GUIDER: upstream's guidance by text and by audio over ComfyUI's own calls of the model.
+"""GUIDER: upstream's guidance by text and audio, with ComfyUI's calls of the model.
 
 The passes of a step are conditionings to ComfyUI, which batches them as memory allows and applies
-hooks, patches and context windows. Formulas are core's. Departure from `CFGGuider`: a patch that
-replaces the formula of the guidance has no place here, for there are two scales.
+hooks, patches and context windows. The formulas are core's. Departure from `CFGGuider`: a patch
+that replaces the guidance formula has no effect, because there are two scales.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 class Audio(NamedTuple):
-    """What one segment hears.
+    """Audio of one segment.
 
     Attributes:
         windows: Audio features around each frame, `(S, T, 5, L, C)`.
@@ -68,10 +68,10 @@ class FixedMotion:
 
 
 class AudioCond(comfy.conds.CONDRegular):
-    """The audio tokens of a pass; passes with other numbers of speakers share a batch all the same.
+    """The audio tokens of a pass.
 
-    ComfyUI batches conditionings that can be concatenated. These become one list, an entry for each
-    of the batch, which core's model takes.
+    ComfyUI batches conditionings that can be concatenated. Tokens of different numbers of speakers
+    become a list with a tensor for each entry of the batch.
     """
 
     def can_concat(self, other: Any) -> bool:
@@ -100,11 +100,11 @@ class SegmentGuider(comfy.samplers.CFGGuider):
         fixed: FixedMotion | None = None,
         fixed_frames: int = 0,
     ) -> None:
-        """Plan the passes.
+        """Plan the passes on a MODEL of ours with audio layers.
 
         Args:
-            model: A MODEL of ours that can hear.
-            audio: What the segment hears; `LatentGuider` finds it when the latent is known.
+            model: The MODEL.
+            audio: Audio of the segment; `LatentGuider` finds it once the latent is known.
             config: Guidance, strength and step cache; the rest is the sampler's.
             fixed: Motion latents to put in place at every call of the model.
             fixed_frames: Latent frames at the start that `fixed` or the sampler puts in place.
@@ -143,7 +143,7 @@ class SegmentGuider(comfy.samplers.CFGGuider):
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Sample as ComfyUI does; the model is loaded by now, so it can hear the voices."""
+        """Sample as ComfyUI does; the model is loaded by now, so it can project the audio."""
         if noise.ndim != 5 or noise.shape[1] != _LATENT_CHANNELS:
             raise InputError(
                 f"The latent has the shape {tuple(noise.shape)}; a video latent (1, 16, frames, "
@@ -238,7 +238,7 @@ class SegmentGuider(comfy.samplers.CFGGuider):
 
 
 class LatentGuider(SegmentGuider):
-    """The guidance of a segment whose size only its latent tells, for SamplerCustomAdvanced."""
+    """The guidance of a segment whose size is that of its latent, for SamplerCustomAdvanced."""
 
     def __init__(
         self,
@@ -249,15 +249,7 @@ class LatentGuider(SegmentGuider):
         masks_at: Callable[[Size], Tensor | None],
         config: SamplingConfig,
     ) -> None:
-        """Plan the passes.
-
-        Args:
-            model: A MODEL of ours that can hear.
-            speech: What is said in the whole video.
-            start_frame: Which video frame the segment begins with.
-            masks_at: From the video's size to the token masks.
-            config: Guidance, strength and step cache.
-        """
+        """Plan the passes; `masks_at` returns the token masks for a size of the video."""
         super().__init__(model, config=config)
         self._speech = speech
         self._start_frame = start_frame
@@ -267,7 +259,7 @@ class LatentGuider(SegmentGuider):
         """Give what the segment of latents `(B, 16, F, h, w)` hears."""
         frames, height, width = noise.shape[2:]
         stop = self._start_frame + (frames - 1) * FRAME_STRIDE + 1
-        segment = Segment(self._start_frame, stop, known_frames=1, keep=slice(None))
+        segment = Segment(self._start_frame, stop, keep=slice(None))
         # The model fills odd latents up to whole tokens.
         size = Size(*(-(-side // 2) * TOKEN_PIXELS for side in (height, width)))
         return Audio(self._speech.windows(segment), self._masks_at(size))

@@ -45,7 +45,7 @@ class HostLinear(GGUFLinear):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # see `HostOps`
         """Apply the layer to `(..., in_features)`, computing in the dtype of the input."""
-        if (ready := self.held_for(x)) is not None:
+        if (ready := self.cached_for(x)) is not None:
             return self.multiply(x, *ready)
         weight, bias, stream = comfy.ops.cast_bias_weight(
             self,
@@ -56,12 +56,12 @@ class HostLinear(GGUFLinear):
         )
         dense = self._decode(weight, x) if self.is_packed else weight
         rounded = self.rounded(dense, x)
-        if self._holds:
+        if self._caches:
             # The cast tensors are in a buffer that ComfyUI reuses for the next layer.
             rounded = _own(dense, self.weight) if rounded is weight else rounded
             bias = None if bias is None or self.bias is None else _own(bias, self.bias)
         ready = rounded, bias
-        self._held = ready if self._holds else None
+        self._cached = ready if self._caches else None
         result = self.multiply(x, *ready)
         comfy.ops.uncast_bias_weight(self, weight, bias, stream)
         return result

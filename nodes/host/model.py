@@ -31,7 +31,7 @@ from .internals import init_wan
 from .layers import HostLinear, adopt
 from .patcher import Resting, make_patcher, move_to_model, resting
 
-_NET = "diffusion_model"
+NET = "diffusion_model"
 _DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 """Compute dtypes, best first: bfloat16 does not overflow, and its rounding residual is kept."""
 
@@ -98,7 +98,7 @@ def load_base(path: Path, *, precision: Precision = "exact") -> Any:
     _require_precision(precision, dtype)
     with open_weights(path) as file:
         require(
-            identify(file.shapes),
+            identify(file.shapes, file.metadata),
             (FileKind.BASE_I2V, FileKind.MERGED),
             source=path.name,
             place="Load Wan2.1 (GGUF)",
@@ -133,7 +133,7 @@ def load_adapter(model: Any, path: Path) -> Any:
         )
     with open_weights(path) as file:
         require(
-            identify(file.shapes),
+            identify(file.shapes, file.metadata),
             (FileKind.ADAPTER,),
             source=path.name,
             place="Load MultiTalk Adapter",
@@ -153,12 +153,12 @@ def transformer_of(model: Any) -> HostMultiTalk:
     Raises:
         InputError: If another loader made the MODEL.
     """
-    net = getattr(model.model, _NET, None)
+    net = getattr(model.model, NET, None)
     if isinstance(net, HostMultiTalk):
         return net
     raise InputError(
-        f"This MODEL is ComfyUI's {type(model.model).__name__}, which cannot take the MultiTalk "
-        "audio layers. Load the base with Load Wan2.1 (GGUF); it takes safetensors files too."
+        f"This MODEL is ComfyUI's {type(model.model).__name__}; this node needs one of this pack. "
+        "Load the base with Load Wan2.1 (GGUF); it takes safetensors files too."
     )
 
 
@@ -178,11 +178,7 @@ def compute_dtype() -> torch.dtype:
 def _like(net: HostMultiTalk, config: ModelConfig, *, adapter: str) -> HostMultiTalk:
     """Make an empty transformer with the dtype, precision and attention of `net`."""
     return HostMultiTalk(
-        config,
-        dtype=net.dtype,
-        precision=net.precision,
-        attention=net.attention,
-        adapter=adapter,
+        config, dtype=net.dtype, precision=net.precision, attention=net.attention, adapter=adapter
     )
 
 
@@ -216,7 +212,7 @@ def _share(net: HostMultiTalk, source: HostMultiTalk, tensors: Resting) -> None:
     for path, theirs in source.named_modules():
         target = net.get_submodule(path)
         for leaf, _ in theirs.named_parameters(recurse=False):
-            tensor = tensors(".".join(part for part in (_NET, path, leaf) if part))
+            tensor = tensors(".".join(part for part in (NET, path, leaf) if part))
             target.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
         if isinstance(theirs, HostLinear) and isinstance(target, HostLinear):
             target.take_type(theirs)

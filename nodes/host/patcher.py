@@ -40,9 +40,7 @@ Resting = Callable[[str], torch.Tensor]
 def make_patcher(model: nn.Module, *, disable_dynamic: bool = False) -> Any:
     """Wrap a model on the CPU for ComfyUI's memory management of diffusion models.
 
-    Args:
-        model: A model whose method `twin` makes a second model around the same tensors.
-        disable_dynamic: Do not use dynamic VRAM.
+    The model's method `twin` makes a second model around the same tensors.
     """
     load_device = comfy.model_management.get_torch_device()
     base = comfy.model_patcher.ModelPatcher
@@ -69,11 +67,9 @@ def move_to_model(patcher: Any, model: nn.Module) -> Any:
 
 
 def resting(model: nn.Module, backup: dict[str, Any]) -> Resting:
-    """Return a function that reads a model's unpatched parameters.
+    """Return a function that reads a model's parameters as they are without patches.
 
-    Args:
-        model: The model.
-        backup: The weights that its patcher restores when it unloads the model.
+    `backup` has the weights that its patcher restores when it unloads the model.
     """
 
     def tensor(name: str) -> torch.Tensor:

@@ -1,8 +1,8 @@
-"""How a segment is sampled in ComfyUI: its samplers, its schedulers, and upstream's own.
+"""Sampling a segment in ComfyUI: its samplers and schedulers, and upstream's.
 
-All go through the guider, so what ComfyUI and other packs do to a MODEL reaches them. The frames
-taken over from the segment before are noised anew after each step of upstream's Euler, and stand
-in the latents at every call of the model with ComfyUI's samplers.
+All use the guider, so that changes of a MODEL by ComfyUI and other packs have an effect. Motion
+frames get new noise after each step of upstream's Euler; with ComfyUI's samplers they are put into
+the latents at every call of the model.
 """
 
 from __future__ import annotations
@@ -17,14 +17,9 @@ import comfy.utils
 import torch
 from torch import Generator, Tensor
 
-from ...multitalk_core.config import SamplingConfig
+from ...multitalk_core.config import Method, SamplingConfig
 from ...multitalk_core.method.conditioning import Motion
-from ...multitalk_core.method.sampler import (
-    OnSamplerStep,
-    SegmentInputs,
-    euler,
-    require_finite,
-)
+from ...multitalk_core.method.sampler import OnSamplerStep, SegmentInputs, euler, require_finite
 from ...multitalk_core.method.schedule import NUM_TIMESTEPS, timesteps
 from .guider import Audio, FixedMotion, SegmentGuider
 
@@ -37,40 +32,19 @@ SAMPLERS: tuple[str, ...] = (
     *(
         name
         for name in (
-            "euler_ancestral",
-            "heun",
-            "heunpp2",
-            "exp_heun_2_x0",
-            "exp_heun_2_x0_sde",
-            "dpm_2",
-            "dpm_2_ancestral",
-            "lms",
-            "dpmpp_2s_ancestral",
-            "dpmpp_sde",
-            "dpmpp_2m",
-            "dpmpp_2m_sde",
-            "dpmpp_2m_sde_heun",
-            "dpmpp_3m_sde",
-            "lcm",
-            "ipndm",
-            "deis",
-            "res_multistep",
-            "gradient_estimation",
-            "er_sde",
-            "seeds_2",
-            "seeds_3",
-            "sa_solver",
-            "sa_solver_pece",
-            "uni_pc",
-            "uni_pc_bh2",
+            "euler_ancestral", "heun", "heunpp2", "exp_heun_2_x0", "exp_heun_2_x0_sde", "dpm_2",
+            "dpm_2_ancestral", "lms", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m", "dpmpp_2m_sde",
+            "dpmpp_2m_sde_heun", "dpmpp_3m_sde", "lcm", "ipndm", "deis", "res_multistep",
+            "gradient_estimation", "er_sde", "seeds_2", "seeds_3", "sa_solver", "sa_solver_pece",
+            "uni_pc", "uni_pc_bh2",
         )
         if name in comfy.samplers.SAMPLER_NAMES
     ),
-)
-"""Those that hold for flow models. Left out: `dpm_fast` and `dpm_adaptive` (steps of their own, and
-noise left at the end), `ddpm` and `res_multistep_ancestral` (add noise as diffusion models need
-it), `ipndm_v` (unstable where steps are uneven), `*_cfg_pp` (one guidance scale), `*_gpu` (the
-video depends on the device), `ddim` (Euler)."""
+)  # fmt: skip
+"""Samplers that work for flow models. Left out: `dpm_fast` and `dpm_adaptive` (steps of their own,
+noise left at the end), `ddpm` and `res_multistep_ancestral` (add noise for diffusion models),
+`ipndm_v` (unstable with uneven steps), `*_cfg_pp` (one guidance scale), `*_gpu` (the video depends
+on the device), `ddim` (is Euler)."""
 
 SCHEDULERS: tuple[str, ...] = (
     UPSTREAM,
@@ -80,16 +54,15 @@ SCHEDULERS: tuple[str, ...] = (
         if name in comfy.samplers.SCHEDULER_NAMES
     ),
 )
-"""Left out: `karras`, `exponential` and `kl_optimal` (know only the noise levels of diffusion
-models, and no shift), `ddim_uniform` (does not begin at pure noise; other numbers of steps),
-`normal` (`sgm_uniform` with a level near 0, after which multi-step samplers overshoot)."""
+"""Left out: `karras`, `exponential` and `kl_optimal` (noise levels of diffusion models, no shift),
+`ddim_uniform` (does not begin at pure noise; other numbers of steps), `normal` (`sgm_uniform` with
+a level near 0, after which multistep samplers overshoot)."""
 
 
-def upstream_sigmas(steps: int, *, shift: float) -> Tensor:
+def upstream_sigmas(steps: int, *, shift: float, method: Method = "multitalk") -> Tensor:
     """Give upstream's schedule as SIGMAS: `steps + 1` falling noise levels from 1 to 0."""
-    return (
-        torch.tensor(timesteps(steps, shift=shift), dtype=torch.float64).div(NUM_TIMESTEPS).float()
-    )
+    levels = torch.tensor(timesteps(steps, shift=shift, method=method), dtype=torch.float64)
+    return levels.div(NUM_TIMESTEPS).float()
 
 
 def with_shift(model: Any, shift: float) -> Any:
@@ -104,25 +77,20 @@ def with_shift(model: Any, shift: float) -> Any:
 
 
 def schedule(model: Any, *, scheduler: str, sampler_name: str, config: SamplingConfig) -> Tensor:
-    """Give the SIGMAS of a segment, always new ones: `uni_pc` writes into its own.
+    """Return the SIGMAS of a segment; they are new, because `uni_pc` overwrites its own.
 
-    Upstream's last level but one is near 0, a leap in which samplers that look back overshoot: on
-    a model of which all is known the result spreads 1.2 to 7 times too far with `dpmpp_2m`, its
-    kin, `res_multistep` and `uni_pc`. So all but Euler skip that level, as ComfyUI has it for some.
-
-    Args:
-        model: With the shift of `config`.
-        scheduler: One of `SCHEDULERS`.
-        sampler_name: One of `SAMPLERS`.
-        config: Steps and shift.
+    `model` has the shift of `config`. Upstream's schedule has a level near 0 before the end, where
+    multistep samplers overshoot: a model with a known result gets 1.2 to 7 times too much spread
+    with `dpmpp_2m` and its variants, `res_multistep` and `uni_pc`. All samplers but Euler skip that
+    level, as ComfyUI does for some. FlashTalk's schedule has no such level.
     """
     if scheduler == UPSTREAM:
-        skips = sampler_name != EULER
+        skips = sampler_name != EULER and config.method != "flashtalk"
     else:
         skips = sampler_name in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS
     steps = config.steps + skips
     if scheduler == UPSTREAM:
-        sigmas = upstream_sigmas(steps, shift=config.shift)
+        sigmas = upstream_sigmas(steps, shift=config.shift, method=config.method)
     else:
         sigmas = comfy.samplers.calculate_sigmas(
             model.get_model_object("model_sampling"), scheduler, steps
@@ -131,7 +99,7 @@ def schedule(model: Any, *, scheduler: str, sampler_name: str, config: SamplingC
 
 
 class HostSampler:
-    """Core's `SegmentSampler` by ComfyUI's means."""
+    """Core's `SegmentSampler`, made of ComfyUI's samplers."""
 
     def __init__(
         self,
@@ -143,15 +111,10 @@ class HostSampler:
         scheduler: str,
         seed: int,
     ) -> None:
-        """Take the MODEL.
+        """Store a MODEL of ours with audio layers and the settings.
 
-        Args:
-            model: A MODEL of ours that can hear.
-            positive: What the CONDITIONING of the prompt holds beside its tokens, such as hooks.
-            negative: Likewise.
-            sampler_name: One of `SAMPLERS`.
-            scheduler: One of `SCHEDULERS`.
-            seed: Of what SDE samplers draw; each segment draws anew.
+        `positive` and `negative` are the options of the CONDITIONINGs, such as hooks; `seed` is
+        for the noise of SDE samplers, which differs in each segment.
         """
         self._model = model
         self._shifted: dict[float, Any] = {}  # one clone for all segments, so that it stays loaded
@@ -186,14 +149,11 @@ class HostSampler:
         samples = guider.sample(
             noise,
             torch.zeros_like(noise),
-            UpstreamEuler(motion, generator)
+            UpstreamEuler(motion, generator, renoised=config.method == "flashtalk")
             if own
             else comfy.samplers.sampler_object(self._sampler_name),
             schedule(
-                model,
-                scheduler=self._scheduler,
-                sampler_name=self._sampler_name,
-                config=config,
+                model, scheduler=self._scheduler, sampler_name=self._sampler_name, config=config
             ),
             callback=_callback(on_step),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
@@ -226,9 +186,10 @@ class HostSampler:
 class UpstreamEuler(comfy.samplers.Sampler):
     """Core's Euler steps as a SAMPLER, with upstream's treatment of the motion latents."""
 
-    def __init__(self, motion: Motion | None, generator: Generator) -> None:
+    def __init__(self, motion: Motion | None, generator: Generator, *, renoised: bool) -> None:
         self._motion = motion
         self._generator = generator
+        self._renoised = renoised
 
     def sample(
         self,
@@ -253,6 +214,7 @@ class UpstreamEuler(comfy.samplers.Sampler):
             velocity,
             schedule=[float(sigma) * NUM_TIMESTEPS for sigma in sigmas],
             motion=self._motion,
+            renoised=self._renoised,
             generator=self._generator,
             on_step=lambda step, num_steps, clean: callback(step, clean, clean, num_steps),
         )

@@ -38,10 +38,7 @@ class Session:
     def engine(self, sampler: SegmentSampler) -> Engine:
         """Give the engine of the run."""
         return Engine(
-            sampler=sampler,
-            vae=self.vae,
-            image_encoder=self.image_encoder,
-            device=self._device,
+            sampler=sampler, vae=self.vae, image_encoder=self.image_encoder, device=self._device
         )
 
     def reporter(self) -> Reporter:
@@ -50,7 +47,7 @@ class Session:
 
 
 def talking_transformer(model: Any) -> HostMultiTalk:
-    """Give the transformer inside a MODEL of ours that can hear.
+    """Give the transformer inside a MODEL of ours that has audio layers.
 
     Raises:
         InputError: If another loader made the MODEL, or it has no adapter.
@@ -58,17 +55,17 @@ def talking_transformer(model: Any) -> HostMultiTalk:
     net = transformer_of(model)
     if net.config.audio is None:
         raise InputError(
-            "This MODEL cannot hear: it is the base alone. Put Load MultiTalk Adapter between "
-            "Load Wan2.1 (GGUF) and the sampler."
+            "This MODEL has no audio layers: it is the base model alone. Put Load MultiTalk "
+            "Adapter between Load Wan2.1 (GGUF) and the sampler."
         )
     return net
 
 
 def check_features(net: HostMultiTalk, speech: Speech, *, encoder: str) -> None:
-    """Check that the voices were heard by the Wav2Vec2 the adapter was made for.
+    """Check that the audio features have the sizes that the adapter was trained with.
 
     Raises:
-        InputError: If they were not; the message names both files.
+        InputError: If they have not; the message names both files.
     """
     audio = net.config.audio
     assert audio is not None

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ...multitalk_core.files.identify import FileKind, identify, require
-from ...multitalk_core.inputs.features import audio_features, load_wav2vec2
+from ...multitalk_core.inputs.features import FOLDED_POSITION, audio_features, load_wav2vec2
 from ...multitalk_core.method.segments import TAIL_FRAMES
 from ...wan_gguf_loader.files import open_weights
+from ...wan_gguf_loader.load import account_for
 
 
 class _Wav2Vec2(nn.Module):
@@ -27,14 +28,15 @@ class VoiceEncoder:
     """
 
     def __init__(self, path: Path) -> None:
-        with open_weights(path) as file:
+        with open_weights(path, part="wav2vec2") as file:
             require(
-                identify(file.shapes),
+                identify(file.shapes, file.metadata),
                 (FileKind.WAV2VEC2,),
                 source=path.name,
                 place="Load Wav2Vec2",
             )
             self._model = load_wav2vec2(file.weights(), num_heads=file.num_heads, source=path.name)
+            account_for(file, {*self._model.state_dict(), FOLDED_POSITION})
         self.name = path.name
         holder = _Wav2Vec2()
         holder.encoder = self._model

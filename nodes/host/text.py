@@ -1,7 +1,8 @@
-"""CLIP: ComfyUI's own UMT5 text encoder, in any size, from safetensors or GGUF.
+"""CLIP: ComfyUI's own UMT5 text encoder, in any size, from any packaging.
 
-ComfyUI's loader reads only the full size, and no GGUF. The classes are ComfyUI's own (`T5`,
-`SDClipModel`, `WanT5Tokenizer`); their sizes come from the shapes in the file.
+ComfyUI's loader reads only the full size in its own names, and no GGUF. The classes are ComfyUI's
+own (`T5`, `SDClipModel`, `WanT5Tokenizer`); their sizes come from the shapes in the file. Packed
+weights, scaled FP8 and INT8 included, stay packed in memory.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ import comfy.sd
 import comfy.sd1_clip
 import comfy.text_encoders.t5
 import comfy.text_encoders.wan
-import comfy.utils
 import folder_paths
 import torch
-from torch import Tensor, nn
 
 from ...multitalk_core.errors import WeightsError
 from ...multitalk_core.files.identify import FileKind, identify, require
-from ...multitalk_core.files.sizes import Umt5Sizes, check_shapes, umt5_sizes
-from ...wan_gguf_loader.files import WeightsFile, open_weights
+from ...multitalk_core.files.sizes import Umt5Sizes, umt5_sizes
+from ...wan_gguf_loader.files import open_weights
+from ...wan_gguf_loader.load import load_weights
 from ...wan_gguf_loader.tokenizer import tokenizer_model
+from ...wan_gguf_loader.types import PLAIN_DTYPES
 from .layers import HostLinear, adopt
 
 _NAME = "umt5xxl"  # ComfyUI's key of the token lists
@@ -44,58 +45,34 @@ def load_text_encoder(path: Path) -> Any:
     """Load a UMT5 encoder as ComfyUI's CLIP.
 
     Raises:
-        WeightsError: If the file is something else or brings no tokenizer.
-        GGUFError: If it cannot be read.
+        WeightsError: If the file is something else.
+        GGUFError: If it cannot be read, or there is no tokenizer.
     """
-    with open_weights(path) as file:
-        require(identify(file.shapes), FileKind.UMT5, source=path.name, place="Load UMT5")
+    with open_weights(path, part="text_encoder") as file:
+        require(
+            identify(file.shapes, file.metadata), FileKind.UMT5, source=path.name, place="Load UMT5"
+        )
         sizes = umt5_sizes(file.shapes, source=path.name)
         if sizes.relative_attention_num_buckets != _BUCKETS:
             raise WeightsError(
                 f"{path.name} has {sizes.relative_attention_num_buckets} position buckets; "
                 f"ComfyUI's UMT5 has {_BUCKETS}. Get umt5_xxl_fp16.safetensors."
             )
-        needed = _needed(file, sizes)
-        check_shapes(file.shapes, needed, source=path.name, what="a UMT5 encoder")
-        for name in needed:
-            file.weight_info(name)  # refuses whole numbers
-        load = _from_gguf if file.format == "gguf" else _from_safetensors
-        return load(file, sizes)
-
-
-def _from_safetensors(file: WeightsFile, sizes: Umt5Sizes) -> Any:
-    tokenizer = tokenizer_model(file)
-    weights, metadata = comfy.utils.load_torch_file(
-        str(file.path), safe_load=True, return_metadata=True
-    )
-    weights, _ = comfy.utils.convert_old_quants(weights, model_prefix="", metadata=metadata)
-    options = {"dtype": weights["encoder.final_layer_norm.weight"].dtype}
-    quantization = comfy.utils.detect_layer_quantization(weights, "")
-    if quantization is not None:
-        options["quantization_metadata"] = quantization
-    return _clip(sizes, tokenizer=tokenizer, options=options, weights=weights)
-
-
-def _from_gguf(file: WeightsFile, sizes: Umt5Sizes) -> Any:
-    options = {"custom_operations": _PackedOps, "initial_device": torch.device("meta")}
-    clip = _clip(sizes, tokenizer=tokenizer_model(file), options=options, weights={})
-    transformer = getattr(clip.cond_stage_model, _NAME).transformer
-    _fill(transformer, file)
+        dtype = PLAIN_DTYPES.get(file.weight_info("shared.weight").type, torch.bfloat16)
+        clip = _clip(
+            sizes,
+            tokenizer=tokenizer_model(file),
+            dtype=dtype if dtype.itemsize > 1 else torch.bfloat16,
+        )
+        transformer = getattr(clip.cond_stage_model, _NAME).transformer
+        for name, parameter in transformer.named_parameters():
+            if "norm" in name:
+                parameter.data = parameter.data.float()
+        load_weights(transformer, [file])
+    adopt(transformer)
     # The patcher asks for the dtype of each tensor: that of the file, not of the empty model.
     comfy.model_management.archive_model_dtypes(clip.cond_stage_model)
     return clip
-
-
-def _needed(file: WeightsFile, sizes: Umt5Sizes) -> dict[str, tuple[int, ...]]:
-    """Give the names and shapes of ComfyUI's class, without layers that are quantised its way."""
-    model = comfy.text_encoders.t5.T5(
-        _settings(sizes), torch.float32, torch.device("meta"), comfy.ops.manual_cast
-    )
-    return {
-        name: tuple(tensor.shape)
-        for name, tensor in model.state_dict().items()
-        if f"{name.removesuffix('.weight')}.comfy_quant" not in file.tensors
-    }
 
 
 def _settings(sizes: Umt5Sizes) -> dict[str, Any]:
@@ -107,9 +84,8 @@ def _settings(sizes: Umt5Sizes) -> dict[str, Any]:
     }
 
 
-def _clip(
-    sizes: Umt5Sizes, *, tokenizer: bytes, options: dict[str, Any], weights: dict[str, Tensor]
-) -> Any:
+def _clip(sizes: Umt5Sizes, *, tokenizer: bytes, dtype: torch.dtype) -> Any:
+    """Build ComfyUI's CLIP on "meta"; `dtype` is that of the word embedding."""
     encoder = functools.partial(
         comfy.sd1_clip.SDClipModel,
         layer="last",
@@ -128,25 +104,9 @@ def _clip(
         target,
         embedding_directory=folder_paths.get_folder_paths("embeddings"),
         tokenizer_data={"spiece_model": tokenizer},
-        parameters=comfy.utils.calculate_parameters(weights),
-        state_dict=[weights] if weights else [],
-        model_options=options,
+        model_options={
+            "custom_operations": _PackedOps,
+            "initial_device": torch.device("meta"),
+            "dtype": dtype,
+        },
     )
-
-
-def _fill(transformer: nn.Module, file: WeightsFile) -> None:
-    """Load a transformer built on "meta": linear layers stay packed, all else is decoded."""
-    linear = {
-        f"{name}.weight": module
-        for name, module in transformer.named_modules()
-        if isinstance(module, HostLinear)
-    }
-    decoded = {
-        name: file.dequantize(name, torch.float32 if "norm" in name else torch.bfloat16)
-        for name in transformer.state_dict()
-        if name not in linear and not name.endswith(".weight_type")
-    }
-    transformer.load_state_dict(decoded, strict=False, assign=True)
-    for name, layer in linear.items():
-        layer.store_weight(file.read(name), file.weight_info(name).type)
-    adopt(transformer)

@@ -30,14 +30,10 @@ from ...multitalk_core.model.lrope import UNMOVED, Placement
 def wan_hooks(
     transformer_options: dict[str, Any], *, x: Tensor, num_blocks: int, attention: Attend
 ) -> Hooks:
-    """Make the hooks of one forward pass.
+    """Make the hooks of one forward pass on `x` `(B, 36, F, h, w)`, h and w even.
 
-    Args:
-        transformer_options: ComfyUI's options; not changed. All patches of the pass get the same
-            copy, through which some of them exchange values.
-        x: The model's input, `(B, 36, F, h, w)`, h and w even.
-        num_blocks: Number of blocks of the transformer.
-        attention: Default attention backend of the video tokens.
+    ComfyUI's options are not changed. All patches of the pass get the same copy, through which some
+    of them exchange values. `attention` is the default backend of the video tokens.
     """
     frames, height, width = x.shape[2:]
     options = {

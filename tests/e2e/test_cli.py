@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +66,8 @@ def test_generate_one_speaker_writes_a_video_as_long_as_the_voice(
     expected = {"frames": len(played.frames), "fps": 25, "seconds": seconds, "seed": 42}
     assert expected.items() <= summary.items()
     assert (summary["width"], summary["height"]) == (48, 32)
+    (report,) = summary["loras"]
+    assert re.match(r"\S+: \d+ layers at strength 0\.5 \(LoRA of rank \d+: \d+\)$", report)
     assert set(summary["timings"]) == {"read", "listen", "encode_text", "load", "sample"}
     assert summary["peak_memory_bytes"] > 1e8
 
@@ -126,6 +129,19 @@ def test_generate_infinitetalk_with_all_guidance_runs(
     )  # fmt: skip
     assert main(line) == 0
     assert len(play(tmp_path / "out.mp4").frames) == 13
+
+
+def test_generate_flashtalk_runs_and_takes_one_voice(
+    tmp_path: Path, tiny: TinySet, portrait: Path, voice: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = arguments(
+        tiny, image=portrait, audio=voice, output=tmp_path / "out.mp4", method="flashtalk",
+        preset=None, steps="2",
+    )  # fmt: skip
+    assert main(line) == 0
+    assert len(play(tmp_path / "out.mp4").frames) == 13
+    assert main([*line, "--audio", str(voice)]) == 2
+    assert "FlashTalk animates one speaker, and there are 2 voices" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def _text(content: str) -> Damage:
 _LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 11341184384\n"
 
 WRONG_FILES: dict[str, tuple[str, Damage, tuple[str, ...]]] = {
-    "t2v base": ("base", _t2v_base, ("t2v.safetensors is a Wan text-to-video base",)),
+    "t2v base": ("base", _t2v_base, ("t2v.safetensors is a Wan2.1 or Wan2.2 text-to-video base",)),
     "adapter as base": ("base", lambda tiny, _: tiny.adapter, ("adapter", "--base needs", "I2V")),
     "lora as base": ("base", lambda tiny, _: tiny.lora, ("is a LoRA; --base needs",)),
     "vae as base": ("base", lambda tiny, _: tiny.vae, ("is a Wan2.1 video VAE; --base needs",)),

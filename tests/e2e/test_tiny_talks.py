@@ -16,7 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from comfyui_multitalk.dev.evaluate_tiny import measures, rows
-from comfyui_multitalk.dev.evaluate_tiny.scenes import Scene, Voice, cut_voices, draw_scenes
+from comfyui_multitalk.dev.evaluate_tiny.scenes import (
+    DrawnPhoto,
+    Utterance,
+    cut_voices,
+    draw_scenes,
+)
 from comfyui_multitalk.dev.evaluate_tiny.system import (
     SAMPLING,
     Deaf,
@@ -43,17 +48,17 @@ def system(models: Path) -> System:
 
 
 @pytest.fixture(scope="module")
-def voices(models: Path) -> list[Voice]:
+def voices(models: Path) -> list[Utterance]:
     return cut_voices(load_voices(models / "voices.npz"), 4)
 
 
 @pytest.fixture(scope="module")
-def singles() -> list[Scene]:
+def singles() -> list[DrawnPhoto]:
     return draw_scenes(2, people=1)
 
 
 @pytest.fixture(scope="module")
-def pair() -> Scene:
+def pair() -> DrawnPhoto:
     return draw_scenes(1, people=2)[0]
 
 
@@ -67,19 +72,25 @@ def _broken(system: System, kind: type[nn.Module]) -> Iterator[None]:
         system.transformer = whole
 
 
-def _film(system: System, scene: Scene, *voices: Voice, places: tuple[int, int] | None = None,
-          frames: int = FRAMES, prompt: str | None = None) -> Tensor:  # fmt: skip
+def _film(
+    system: System,
+    scene: DrawnPhoto,
+    *voices: Utterance,
+    places: tuple[int, int] | None = None,
+    frames: int = FRAMES,
+    prompt: str | None = None,
+) -> Tensor:
     return system.film(scene, voices, num_frames=frames, config=QUICK, places=places, prompt=prompt)
 
 
 @pytest.fixture(scope="module")
-def talking(system: System, singles: list[Scene], voices: list[Voice]) -> list[Tensor]:
+def talking(system: System, singles: list[DrawnPhoto], voices: list[Utterance]) -> list[Tensor]:
     """Two people, each with a voice of their own."""
     return [_film(system, *said) for said in zip(singles, voices, strict=False)]
 
 
 def test_mouth_follows_its_voice_and_no_other(
-    talking: list[Tensor], singles: list[Scene], voices: list[Voice]
+    talking: list[Tensor], singles: list[DrawnPhoto], voices: list[Utterance]
 ) -> None:
     for number, (video, scene) in enumerate(zip(talking, singles, strict=True)):
         own, other = (
@@ -92,7 +103,7 @@ def test_mouth_follows_its_voice_and_no_other(
 
 
 def test_deaf_audio_layers_do_not_follow(
-    system: System, singles: list[Scene], voices: list[Voice]
+    system: System, singles: list[DrawnPhoto], voices: list[Utterance]
 ) -> None:
     """The base alone moves the mouth as it likes: the adapter does the talking."""
     with _broken(system, Deaf):
@@ -100,13 +111,15 @@ def test_deaf_audio_layers_do_not_follow(
     assert rows.follow(video, singles[0].mouths[0], voices[0]) < 0.7
 
 
-def test_mouth_stays_shut_in_silence(system: System, singles: list[Scene]) -> None:
-    silence = Voice(track=torch.zeros(16_000 * 2), opening=torch.zeros(50))
+def test_mouth_stays_shut_in_silence(system: System, singles: list[DrawnPhoto]) -> None:
+    silence = Utterance(track=torch.zeros(16_000 * 2), opening=torch.zeros(50))
     video = _film(system, singles[0], silence)
     assert float(opening(video, singles[0].mouths[0]).std()) < 0.03
 
 
-def _leads(video: Tensor, scene: Scene, voices: list[Voice], places: tuple[int, int]) -> Tensor:
+def _leads(
+    video: Tensor, scene: DrawnPhoto, voices: list[Utterance], places: tuple[int, int]
+) -> Tensor:
     """Give each speaker's own correlation, then own minus the other's, `(2, 2)`."""
     own = [rows.follow(video, scene.mouths[place], v)
            for v, place in zip(voices, places, strict=False)]  # fmt: skip
@@ -116,7 +129,7 @@ def _leads(video: Tensor, scene: Scene, voices: list[Voice], places: tuple[int, 
 
 @pytest.mark.parametrize("places", [None, (1, 0)], ids=["halves", "swapped boxes"])
 def test_each_of_two_mouths_follows_its_own_voice(
-    system: System, pair: Scene, voices: list[Voice], places: tuple[int, int] | None
+    system: System, pair: DrawnPhoto, voices: list[Utterance], places: tuple[int, int] | None
 ) -> None:
     video = _film(system, pair, voices[0], voices[1], places=places)
     found = _leads(video, pair, voices, places or (0, 1))
@@ -124,14 +137,16 @@ def test_each_of_two_mouths_follows_its_own_voice(
     assert float(found[1].min()) > 0.2
 
 
-def test_equal_labels_tell_nobody_apart(system: System, pair: Scene, voices: list[Voice]) -> None:
+def test_equal_labels_tell_nobody_apart(
+    system: System, pair: DrawnPhoto, voices: list[Utterance]
+) -> None:
     with _broken(system, EqualLabels):
         video = _film(system, pair, voices[0], voices[1])
     assert float(_leads(video, pair, voices, (0, 1))[1].mean()) < 0.3
 
 
 def test_prompt_paints_the_wall_it_names(
-    system: System, talking: list[Tensor], singles: list[Scene], voices: list[Voice]
+    system: System, talking: list[Tensor], singles: list[DrawnPhoto], voices: list[Utterance]
 ) -> None:
     scene = singles[0]
     start = measures.wall_colour(scene.photo.permute(2, 0, 1) / 255)
@@ -145,7 +160,7 @@ def test_prompt_paints_the_wall_it_names(
 
 
 def test_second_segment_goes_on_as_the_first(
-    system: System, singles: list[Scene], voices: list[Voice]
+    system: System, singles: list[DrawnPhoto], voices: list[Utterance]
 ) -> None:
     scene, voice = singles[1], voices[1]
     config = replace(QUICK, color_match=1.0)
@@ -164,7 +179,7 @@ def test_second_segment_goes_on_as_the_first(
 
 
 def test_four_bit_base_talks_as_well(
-    models: Path, singles: list[Scene], voices: list[Voice]
+    models: Path, singles: list[DrawnPhoto], voices: list[Utterance]
 ) -> None:
     with Rewritten(models, "Q4_K_M") as base:
         video = _film(System(models, base=base), singles[0], voices[0])

@@ -50,7 +50,7 @@ BAD: dict[str, tuple[str, Change, list[str]]] = {
     "t2v base": (
         "MTK_LoadWan",
         put("MTK_LoadWan", base="t2v.safetensors"),
-        ["t2v.safetensors is a Wan text-to-video base", "image-to-video"],
+        ["t2v.safetensors is a Wan2.1 or Wan2.2 text-to-video base", "image-to-video"],
     ),
     "adapter as base": (
         "MTK_LoadWan",
@@ -90,7 +90,7 @@ BAD: dict[str, tuple[str, Change, list[str]]] = {
     "base without adapter": (
         "MTK_Sampler",
         put("MTK_Sampler", model=["1", 0]),
-        ["cannot hear", "Load MultiTalk Adapter"],
+        ["no audio layers", "Load MultiTalk Adapter"],
     ),
     "short voice": (
         "MTK_Speaker",
@@ -110,7 +110,7 @@ BAD: dict[str, tuple[str, Change, list[str]]] = {
     "odd segment": (
         "MTK_Sampler",
         put("MTK_Sampler", segment_frames=30),
-        ["`segment_frames` is 30", "4n + 1"],
+        ["`segment_frames` is 30", "multiple of 4, plus 1"],
     ),
     "mask and box": (
         "MTK_Speaker",

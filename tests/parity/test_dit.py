@@ -21,6 +21,7 @@ from comfyui_multitalk.dev.parity.dit import (
 )
 from comfyui_multitalk.dev.parity.golden import GoldenFile, largest_error
 from comfyui_multitalk.multitalk_core.config import ModelConfig
+from comfyui_multitalk.multitalk_core.model.audio_tokens import AudioContext
 from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_inputs, small_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -84,9 +85,11 @@ def test_compiled_blocks_match_upstream_and_are_compiled_once(
             condition=file.get("in.y"),
             text=file.get("in.context").unsqueeze(0),
             image=file.get("in.clip_fea"),
-            audio=model.project_audio(windows),
-            token_masks=token_masks(file.get("in.ref_target_masks")),
-            audio_strength=audio_strength,
+            audio=AudioContext(
+                model.project_audio(windows),
+                token_masks(file.get("in.ref_target_masks")),
+                audio_strength,
+            ),
         )
         return velocity.float()
 

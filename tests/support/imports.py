@@ -17,8 +17,8 @@ _UNREADABLE = "<computed name>"
 _ROOMS = frozenset({"multitalk_core", "wan_gguf_loader", "nodes", "standalone"})
 _DEVELOPERS = frozenset({"dev", "tools"})  # import any room, but only its public names
 _STANDALONE = frozenset(
-    {"av", "diffusers", "huggingface_hub", "numpy", "PIL", "pillow_heif", "safetensors"}
-    | {"sentencepiece", "tokenizers", "torch", "tqdm", "transformers"}
+    {"av", "diffusers", "filelock", "huggingface_hub", "numpy", "packaging", "PIL", "pillow_heif"}
+    | {"safetensors", "sentencepiece", "tokenizers", "torch", "tqdm", "transformers"}
 )
 _STDLIB_ONLY = frozenset({"errors", "config", "geometry", "method.segments"})
 _CORE_EXTRAS = {
@@ -31,7 +31,7 @@ _CORE_EXTRAS = {
 # Low to high; a module may import its own level and those below.
 CORE_LEVELS = (
     {"errors", "config", "geometry", "method.segments"},
-    {"protocols", "files.identify", "files.sizes"},
+    {"protocols", "files.lookalikes", "files.identify", "files.sizes"},
     {"inputs.photo", "inputs.voices", "inputs.masks", "method.color", "method.seams"},
     {"inputs.timeline"},
     {"method.state", "model.lrope", "model.kernels", "model.layers"},

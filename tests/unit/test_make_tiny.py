@@ -14,6 +14,7 @@ from sentencepiece import SentencePieceProcessor
 
 from comfyui_multitalk.dev.make_tiny import main, make_tiny
 from comfyui_multitalk.dev.tiny import vae, wan
+from comfyui_multitalk.multitalk_core.model.audio_tokens import AudioContext
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def test_tiny_transformer_keeps_values_of_order_one() -> None:
             condition=noise(1, 20, 2, 4, 4),
             text=noise(1, 3, 64),
             image=noise(1, 257, 64),
-            audio=model.project_audio(noise(1, 5, 5, 12, 32)),
+            audio=AudioContext(model.project_audio(noise(1, 5, 5, 12, 32))),
         )
     assert 0.5 < velocity.std() < 2
 

@@ -24,12 +24,9 @@ most arithmetic. Measured on an H100, `dev/benchmarks/results`."""
 
 
 def dequantize_into(out: Tensor, packed: Tensor, type: str) -> None:
-    """Decode packed weights into `out`, rounding each float32 value once to its dtype.
+    """Decode packed bytes of a type in `KERNELS` into `out`, rounding each value once.
 
-    Args:
-        out: Contiguous, as many elements as `packed` holds weights.
-        packed: The stored bytes, contiguous uint8 of any shape, on the same device.
-        type: A storage type in `KERNELS`.
+    Both are contiguous and on one device.
     """
     _, _, block, block_bytes = TYPES_BY_NAME[type]
     num_blocks = packed.numel() // block_bytes

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ....multitalk_core.config import AUDIO_WINDOW, AudioConfig
 from ....multitalk_core.model.attention import IMAGE_TOKENS, Attends
+from ....multitalk_core.model.audio_tokens import AudioContext
 from ....multitalk_core.model.backends import Backend, video_attention
 from ....multitalk_core.model.dit import MultiTalkModel
 from ....multitalk_core.model.hooks import Hooks
@@ -114,8 +115,9 @@ class Bench:
             "condition": self.normal(1, 20, *self.scale.latent, seed=2),
             "text": self.normal(1, config.text_len, config.text_dim, seed=3),
             "image": self.image(),
-            "audio": model.project_audio(self.windows(num_speakers)),
-            "token_masks": self.token_masks(num_speakers),
+            "audio": AudioContext(
+                model.project_audio(self.windows(num_speakers)), self.token_masks(num_speakers)
+            ),
             "hooks": Hooks(attends=self.attends),
         }
 

@@ -30,7 +30,13 @@ COLUMNS = (
     Column("weights", "weights, GB", 2, 1e-9),
     Column("velocity_std", "spread of the velocity", 2),
 )
-_MODELS = (("BF16", "BF16"), ("Q4_K", "Q8_0"), ("Q8_0", "Q8_0"))
+_MODELS = (
+    ("BF16", "BF16"),
+    ("Q4_K", "Q8_0"),
+    ("Q8_0", "Q8_0"),
+    ("F8_E4M3_ROWS", "F8_E4M3_ROWS"),
+    ("I8_ROWS", "I8_ROWS"),
+)
 """Types of base and adapter; the others are compared with the first."""
 
 

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from ....multitalk_core.config import ModelConfig
 from ....multitalk_core.model.dit import MultiTalkModel
+from ....wan_gguf_loader.changes import Change
 from ....wan_gguf_loader.dequant import PACKED_TYPES
 from ....wan_gguf_loader.ops import GGUFLinear, GGUFOps
 from ...tiny.fill import moments
@@ -75,7 +76,7 @@ def add_loras(model: MultiTalkModel, *, count: int, rank: int, seed: int = 1) ->
             up = _normal((module.out_features, rank), 1.0, torch.bfloat16, generator)
             down = _normal((rank, module.in_features), 1.0, torch.bfloat16, generator)
             scale = _LORA_SHARE * (rank * module.in_features) ** -0.5
-            module.change_weight(up, down, scale=scale)
+            module.change_weight(Change(name="", kind="LoRA", factors=(up, down), scale=scale))
 
 
 def _fill_linear(layer: GGUFLinear, path: str, type: str, generator: Generator) -> None:

@@ -35,14 +35,9 @@ def rms_norm(
     cos: Tensor | None = None,
     sin: Tensor | None = None,
 ) -> Tensor:
-    """Root-mean-square norm of `(B, N, D)`; with tables the pairs of every head then turn.
+    """Root-mean-square norm of `(B, N, D)`, unless `weight` `(D,)` is `None`, then rotation.
 
-    Args:
-        x: Queries or keys.
-        weight: `(D,)`; `None` leaves out the norm.
-        eps: Of the norm.
-        cos: `(N, head width / 2)` or `(B, N, head width / 2)`, float32.
-        sin: Likewise.
+    The tables `cos` and `sin` are `(N, head width / 2)` or `(B, N, head width / 2)`, float32.
     """
     x = x.contiguous()
     batch, num_tokens, width = x.shape

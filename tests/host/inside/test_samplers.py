@@ -20,6 +20,7 @@ from comfy.taesd.taehv import TAEHV
 from safetensors.torch import save_file
 from torch import Tensor
 
+from comfyui_multitalk.multitalk_core.config import DEFAULTS
 from comfyui_multitalk.multitalk_core.method.conditioning import Motion
 from comfyui_multitalk.nodes.host import sampling
 from comfyui_multitalk.tests.host.inside.scene import distance
@@ -37,6 +38,26 @@ def test_later_segment_by_euler_gives_the_cores_latents(talk: Talk, method: str)
     core = talk.segments(spoken, config, talk.core())
     assert len(ours) == len(core) == 2
     assert all(distance(a, b) < ROUNDING for a, b in zip(ours, core, strict=True))
+
+
+def test_flashtalk_by_euler_gives_the_cores_latents(talk: Talk) -> None:
+    spoken = talk.spoken(1, num_frames=13)
+    config = replace(CONFIG, method="flashtalk", text_guidance=1.0, audio_guidance=1.0)
+    ours = talk.segments(spoken, config, talk.sampler())
+    core = talk.segments(spoken, config, talk.core())
+    assert len(ours) == 2
+    assert all(distance(a, b) < ROUNDING for a, b in zip(ours, core, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler"),
+    [("euler", sampling.UPSTREAM), ("uni_pc", sampling.UPSTREAM), ("lcm", "simple")],
+)
+def test_flashtalks_schedule_is_its_own(talk: Talk, name: str, scheduler: str) -> None:
+    config = DEFAULTS["flashtalk"]
+    model = sampling.with_shift(talk.model, config.shift)
+    sigmas = sampling.schedule(model, scheduler=scheduler, sampler_name=name, config=config)
+    torch.testing.assert_close(sigmas, torch.tensor([1.0, 0.9375, 0.8333333, 0.625, 0.0]))
 
 
 class Seen(NamedTuple):

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining, Wav2Vec2Model
 
 from comfyui_multitalk.multitalk_core.errors import InputError, WeightsError
 from comfyui_multitalk.multitalk_core.inputs.features import (
+    FOLDED_POSITION,
     audio_features,
     conv_features,
     load_wav2vec2,
     normalized_track,
     wav2vec2_config,
 )
+from comfyui_multitalk.wan_gguf_loader.files import open_weights
+from comfyui_multitalk.wan_gguf_loader.load import account_for
 
 SIZES = {
     "hidden_size": 64,
@@ -87,28 +94,58 @@ def test_load_wav2vec2_equals_transformers_own_loading(kind: str) -> None:
         assert torch.equal(ours(sound()[None]).last_hidden_state, expected)
 
 
-def test_load_wav2vec2_reads_released_names() -> None:
-    """Prefix, weight_g and weight_v, half precision, and the parts of pretraining."""
-    state = tiny_state("base")
+def _released(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As Kijai's file: prefix, weight_g and weight_v, and the parts of pretraining."""
     released = {}
     for name, tensor in state.items():
         old = name.replace("parametrizations.weight.original0", "weight_g")
         old = old.replace("parametrizations.weight.original1", "weight_v")
-        released[f"wav2vec2.{old}"] = tensor.half()
+        released[f"wav2vec2.{old}"] = tensor
     released["quantizer.codevectors"] = torch.zeros(1, 4, 2)
     released["project_hid.weight"] = torch.zeros(2, 2)
     del released["wav2vec2.masked_spec_embed"]
-    ours = load_wav2vec2(released, num_heads=4, source="released")
+    return released
+
+
+def _folded(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """With the position weight as one tensor, in place of lengths and directions."""
+    conv = "encoder.pos_conv_embed.conv"
+    lengths, directions = (state[f"{conv}.parametrizations.weight.original{i}"] for i in (0, 1))
+    others = {name: tensor for name, tensor in state.items() if "parametrizations" not in name}
+    norm = directions.norm(dim=(0, 1), keepdim=True)
+    return {**others, f"{conv}.weight": directions * (lengths / norm)}
+
+
+@pytest.mark.parametrize(
+    ("spell", "error"),
+    [(dict, 0.0), (_released, 0.0), (_folded, 1e-6)],
+    ids=["transformers", "released", "folded"],
+)
+def test_wav2vec2_in_every_spelling_is_heard_alike_and_read_whole(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    spell: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    error: float,
+) -> None:
+    state = tiny_state("base")
+    path = tmp_path / "w.safetensors"
+    save_file(spell(state), path)
+    with open_weights(path) as file:
+        ours = load_wav2vec2(file.weights(), num_heads=4, source="w")
+        account_for(file, {*ours.state_dict(), FOLDED_POSITION})
+    assert not caplog.messages
     assert ours.dtype == torch.float32
     assert not ours.training
-    rounded = {name: tensor.half() for name, tensor in state.items()}
-    plain = load_wav2vec2(rounded, num_heads=4, source="plain")
-    assert torch.equal(audio_features(ours, sound()), audio_features(plain, sound()))
+    expected = audio_features(load_wav2vec2(state, num_heads=4, source="x"), sound())
+    assert (audio_features(ours, sound()) - expected).norm() <= error * expected.norm()
 
 
-def test_load_wav2vec2_takes_a_pretraining_model() -> None:
-    state = Wav2Vec2ForPreTraining(tiny_config("base")).state_dict()
-    assert len(load_wav2vec2(state, num_heads=4, source="x").encoder.layers) == 3
+def test_load_wav2vec2_takes_half_precision_and_the_parts_of_pretraining() -> None:
+    state = Wav2Vec2ForPreTraining(tiny_config("base")).half().state_dict()
+    named = {name.removeprefix("wav2vec2."): tensor for name, tensor in state.items()}
+    model = load_wav2vec2(named, num_heads=4, source="x")
+    assert len(model.encoder.layers) == 3
+    assert model.dtype == torch.float32
 
 
 def test_load_wav2vec2_draws_no_random_numbers() -> None:

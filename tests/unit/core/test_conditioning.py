@@ -27,7 +27,7 @@ def picture() -> Tensor:
 def condition(method: str, *, later: bool) -> Condition:
     frames = torch.rand(1, 3, 5, 16, 32, generator=seeded()) * 2 - 1
     return condition_segment(
-        Segment(4, 13, 5, slice(5, 9)) if later else Segment(0, 9, 1, slice(0, 9)),
+        Segment(4, 13, slice(5, 9)) if later else Segment(0, 9, slice(0, 9)),
         method=method,
         picture=picture(),
         motion_frames=frames if later else None,
@@ -53,6 +53,8 @@ def test_encode_known_marks_known_latents(num_known: int, known_latents: int) ->
         ("multitalk", True, 2),
         ("infinitetalk", False, 1),
         ("infinitetalk", True, 1),
+        ("flashtalk", False, 1),
+        ("flashtalk", True, 1),
     ],
 )
 def test_condition_known_frames_by_method(method: str, later: bool, known_latents: int) -> None:
@@ -66,12 +68,14 @@ def test_condition_motion_by_method() -> None:
         ("multitalk", True, 2),
         ("infinitetalk", False, 1),
         ("infinitetalk", True, 2),
+        ("flashtalk", False, 1),
+        ("flashtalk", True, 2),
     ):
         motion = condition(method, later=later).motion
         assert motion is not None
         assert motion.latents.shape == (1, 16, num_latents, 2, 4)
-        assert motion.clean == (method == "infinitetalk")
-        assert motion.draws == later
+        assert motion.clean == (method != "multitalk")
+        assert motion.draws == (later and method != "flashtalk")
 
 
 def test_motion_multitalk_is_noised_anew_each_time() -> None:

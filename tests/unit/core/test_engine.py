@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from comfyui_multitalk.dev.parity.sampler_run import tokens_of_entries
 from comfyui_multitalk.multitalk_core.engine import Step
 from comfyui_multitalk.multitalk_core.errors import InputError, MultiTalkError
 from comfyui_multitalk.multitalk_core.geometry import Size
@@ -18,6 +19,7 @@ from comfyui_multitalk.multitalk_core.inputs.scene import compose
 from comfyui_multitalk.multitalk_core.inputs.speech import Speech
 from comfyui_multitalk.multitalk_core.method.color import match_color_
 from comfyui_multitalk.multitalk_core.method.segments import Segment
+from comfyui_multitalk.multitalk_core.model.audio_tokens import AudioContext
 from comfyui_multitalk.tests.support.film import (
     SAMPLING,
     SIZE,
@@ -104,10 +106,12 @@ class _Painter:
         return tokens.t()[None, :, :, None]
 
     def __call__(self, latents: Tensor, timestep: Tensor, **given: Any) -> Tensor:
-        regions = given["token_masks"][:-1].view(-1, 1, 2, 3).float()
         painted = latents.clone()
-        for entry, audio in zip(painted, given["audio"], strict=True):
-            voices = audio.view(audio.shape[-3:])[:, :, 0]
+        contexts = given["audio"]
+        masks = (contexts if isinstance(contexts, AudioContext) else contexts[0]).token_masks
+        regions = masks[:-1].view(-1, 1, 2, 3).float()
+        for entry, tokens in zip(painted, tokens_of_entries(contexts), strict=True):
+            voices = tokens[:, :, 0]
             if voices.shape[1] > 1:
                 loudness = (voices.t()[:, :, None, None] * regions).sum(dim=0)
                 entry += loudness.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
@@ -147,9 +151,10 @@ def test_engine_passes_leave_out_what_their_names_say() -> None:
 
     class Listener(_Painter):
         def __call__(self, latents: Tensor, timestep: Tensor, **kwargs: Any) -> Tensor:
-            for text, audio in zip(kwargs["text"], kwargs["audio"], strict=True):
+            audio = tokens_of_entries(kwargs["audio"])
+            for text, tokens in zip(kwargs["text"], audio, strict=True):
                 length = int(text.any(dim=1).sum())  # shorter prompts end in zeros
-                given.append((length, audio.shape[-2], bool(audio.any())))
+                given.append((length, tokens.shape[-2], bool(tokens.any())))
             return latents
 
     two_speakers(model=Listener(), config=replace(SAMPLING, steps=1)).video()
@@ -162,8 +167,8 @@ def test_engine_passes_leave_out_what_their_names_say() -> None:
 
 def test_speech_windows_of_segments_are_cut_from_those_of_the_whole() -> None:
     speech = Speech(features=voices(2, num_frames=30), num_frames=25)
-    whole = speech.windows(Segment(0, 25, 1, slice(0, 25)))
-    part = speech.windows(Segment(8, 21, 5, slice(5, 13)))
+    whole = speech.windows(Segment(0, 25, slice(0, 25)))
+    part = speech.windows(Segment(8, 21, slice(5, 13)))
     assert whole.shape == (2, 25, 5, AUDIO.layers, AUDIO.channels)
     assert torch.equal(part, whole[:, 8:21])
 
@@ -235,6 +240,23 @@ def test_engine_infinitetalk_asks_for_the_picture_at_each_segment() -> None:
     assert asked == [0, 4]
     first, second = (film.vae.encoded[call][:, :, 0] for call in (0, 2))
     torch.testing.assert_close(second, -first, atol=0.01, rtol=0)  # resized in steps of 2 / 255
+
+
+def test_engine_flashtalk_stays_with_the_first_picture_and_one_speaker() -> None:
+    photo = Film().photo
+    asked: list[int] = []
+
+    def picture(frame: int) -> Tensor:
+        asked.append(frame)
+        return photo
+
+    config = replace(SAMPLING, method="flashtalk", text_guidance=1.0, audio_guidance=1.0)
+    film = Film(config=config, photo=picture)
+    film.video()
+    assert asked == [0]
+    assert [one.shape[2] for one in film.vae.encoded] == [9, 1, 9, 5]
+    with pytest.raises(InputError, match="FlashTalk animates one speaker"):
+        two_speakers(config=config).video()
 
 
 def test_engine_colours_are_matched_before_the_frames_are_taken_over() -> None:

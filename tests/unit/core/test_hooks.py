@@ -11,6 +11,7 @@ from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.geometry import GridSize
 from comfyui_multitalk.multitalk_core.model.attention import Attends, attend
+from comfyui_multitalk.multitalk_core.model.audio_tokens import AudioContext
 from comfyui_multitalk.multitalk_core.model.backends import torch_attention
 from comfyui_multitalk.multitalk_core.model.hooks import NO_HOOKS, BlockCall, Hooks
 from comfyui_multitalk.multitalk_core.model.lrope import Placement, grid_rotation
@@ -22,9 +23,10 @@ INPUTS = small_inputs()
 
 def velocity(hooks: Hooks = NO_HOOKS) -> Tensor:
     inputs = INPUTS._asdict()
-    windows = inputs.pop("windows")
+    windows, masks = inputs.pop("windows"), inputs.pop("token_masks")
     with torch.no_grad():
-        result: Tensor = MODEL(**inputs, audio=MODEL.project_audio(windows), hooks=hooks)
+        audio = AudioContext(MODEL.project_audio(windows), masks)
+        result: Tensor = MODEL(**inputs, audio=audio, hooks=hooks)
     return result
 
 
@@ -106,7 +108,8 @@ def test_two_models_in_two_threads_give_what_each_gives_alone() -> None:
     @torch.no_grad()
     def run(index: int, *, alone: bool) -> list[Tensor]:
         model, inputs = models[index], scenes[index]._asdict()
-        audio = model.project_audio(inputs.pop("windows"))
+        tokens = model.project_audio(inputs.pop("windows"))
+        audio = AudioContext(tokens, inputs.pop("token_masks"))
 
         def around(call: BlockCall) -> Tensor:
             if not alone:

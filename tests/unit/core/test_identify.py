@@ -9,10 +9,11 @@ from comfyui_multitalk.multitalk_core.files.identify import (
     FileKind,
     Identity,
     Shapes,
-    has_fp8_scales,
     identify,
     require,
+    title_of,
 )
+from comfyui_multitalk.multitalk_core.files.lookalikes import MARKS, Mark
 
 T2V = {
     "patch_embedding.weight": (5120, 16, 1, 2, 2),
@@ -31,14 +32,14 @@ VAE = {"encoder.conv1.weight": (96, 3, 3, 3, 3), "decoder.conv1.weight": (384, 1
 
 KINDS: dict[str, tuple[Shapes, FileKind]] = {
     "i2v": (I2V, FileKind.BASE_I2V),
-    "t2v": (T2V, FileKind.BASE_T2V),
-    "flf2v": (I2V | {"img_emb.emb_pos": (1, 514, 1280)}, FileKind.BASE_FLF2V),
     "adapter": (ADAPTER, FileKind.ADAPTER),
     "merged": (I2V | ADAPTER, FileKind.MERGED),
     "lora-peft": ({"blocks.0.self_attn.q.lora_A.weight": (4, 8)}, FileKind.LORA),
     "lora-kohya": ({"lora_unet_blocks_0_self_attn_q.alpha": ()}, FileKind.LORA),
     "lora-down": ({"blocks.0.ffn.0.lora_down.weight": (4, 8)}, FileKind.LORA),
     "lora-dotted": ({"transformer.blocks.0.ffn.0.lora.up.weight": (8, 4)}, FileKind.LORA),
+    "lora-loha": ({"diffusion_model.blocks.0.ffn.0.hada_w1_a": (8, 4)}, FileKind.LORA),
+    "lora-lokr": ({"lycoris_blocks_0_ffn_0.lokr_w1": (4, 4)}, FileKind.LORA),
     "lora-diff": ({"blocks.0.norm3.diff": (8,)}, FileKind.LORA),
     "vae": (VAE, FileKind.VAE),
     "vae-diffusers": ({"decoder.conv_in.weight": (384, 16, 3, 3, 3)}, FileKind.VAE),
@@ -69,32 +70,88 @@ KINDS: dict[str, tuple[Shapes, FileKind]] = {
     "empty": ({}, FileKind.UNKNOWN),
 }
 
+VACE = T2V | {"vace_blocks.0.self_attn.q.weight": (5120, 5120)}
+SMALL = {"blocks.0.self_attn.q.weight": (3072, 3072), "head.head.weight": (192, 3072)}
+S2V = T2V | {"audio_injector.injector.0.k.weight": (5120, 5120)}
+LONGCAT = {
+    "blocks.0.self_attn.q.weight": (4096, 4096),
+    "patch_embedding.weight": (4096, 16, 1, 2, 2),
+    "blocks.0.audio_cross_attn.kv_linear.weight": (8192, 768),
+}
+
+
+def patched(shapes: Shapes, channels: int) -> Shapes:
+    width = shapes["blocks.0.self_attn.q.weight"][0]
+    return {**shapes, "patch_embedding.weight": (width, channels, 1, 2, 2)}
+
+
 OTHERS: dict[str, tuple[Shapes, str]] = {
-    "wan22-i2v": (WAN22, "Wan2.2"),
-    "wan22-5b": (I2V | {"patch_embedding.weight": (3072, 48, 1, 2, 2)}, "48 input channels"),
-    "vace": (T2V | {"vace_blocks.0.self_attn.q.weight": (5120, 5120)}, "VACE"),
-    "humo": (T2V | {"audio_proj.audio_proj_glob_1.layer.weight": (512, 1)}, "HuMo"),
+    "t2v": (T2V, "a Wan2.1 or Wan2.2 text-to-video base (T2V) (2 blocks of width 5120)"),
+    "flf2v": (I2V | {"img_emb.emb_pos": (1, 514, 1280)}, "first-and-last-frame base (FLF2V)"),
+    "flf2v-marked": (I2V | {"model_type.Wan2_1-FLF2V-14B-720P": (1,)}, "(FLF2V)"),
+    "fun-control": (patched(I2V, 48), "a Wan2.1 Fun-Control model"),
+    "fun-control-reference": (
+        patched(I2V, 48) | {"ref_conv.weight": (5120, 16, 2, 2)},
+        "Fun-Control model with a reference picture",
+    ),
+    "fun-camera": (
+        patched(I2V, 32) | {"control_adapter.conv.weight": (5120, 1536, 2, 2)},
+        "camera control",
+    ),
+    "wan22-i2v": (WAN22, "a Wan2.2 image-to-video base (A14B), which has no CLIP vision"),
+    "wan22-fun-control": (patched(WAN22, 52), "a Wan2.2 Fun-Control model"),
+    "wan22-5b": (patched(SMALL, 48), "a Wan2.2 5B model"),
+    "wan22-5b-fun": (patched(SMALL, 100), "a Wan2.2 5B model"),
+    "other-channels": (patched(I2V, 20), "a Wan model with 20 input channels"),
+    "vace": (VACE, "VACE"),
+    "vace-module": ({"vace_patch_embedding.weight": (5120, 96, 1, 2, 2)}, "VACE"),
+    "humo": (T2V | {"audio_proj.audio_proj_glob_1.layer.weight": (512, 51200)}, "HuMo"),
     "longcat": (
-        {"multitalk_audio_proj.proj1.weight": (512, 32000), **ADAPTER},
+        LONGCAT
+        | {
+            "audio_proj.proj1.weight": (512, 46080),
+            "blocks.0.audio_cross_attn.q_norm.weight": (128,),
+        },
         "LongCat-Avatar",
     ),
-    "longcat-norms": (ADAPTER | {"blocks.0.audio_cross_attn.q_norm.weight": (128,)}, "LongCat"),
-    "longcat-int8": ({"blocks.0.attn.qkv.weight_int8": (1, 1)}, "int8"),
+    "longcat-whisper": (LONGCAT | {"audio_proj.proj1.weight": (512, 32000)}, "LongCat-Avatar"),
+    "longcat-int8": ({"blocks.0.attn.qkv.weight_int8": (1, 1)}, "int8 LongCat-Avatar"),
+    "anytalker-1.3b": (
+        I2V
+        | {
+            "blocks.0.cross_attn.k_audio.weight": (1536, 1536),
+            "audio_emb.proj1.weight": (512, 46080),
+        },
+        "AnyTalker",
+    ),
+    "anytalker-14b": (
+        I2V | ADAPTER | {"blocks.0.audio_cross_attn.k_face.weight": (5120, 5120)},
+        "AnyTalker",
+    ),
     "fantasytalking": ({"proj_model.proj.weight": (2048, 768)}, "FantasyTalking"),
-    "s2v": (T2V | {"audio_injector.injector.0.k.weight": (5120, 5120)}, "S2V"),
+    "s2v": (S2V, "Wan2.2-S2V"),
+    "animate": (I2V | {"pose_patch_embedding.weight": (5120, 16, 1, 2, 2)}, "Wan2.2-Animate"),
+    "animate-faces": (
+        I2V | {"face_adapter.fuser_blocks.0.k_norm.weight": (128,)},
+        "Wan2.2-Animate",
+    ),
+    "scail": (I2V | {"patch_embedding_pose.weight": (5120, 16, 1, 2, 2)}, "SCAIL"),
+    "skyreels-v2-df": (T2V | {"fps_embedding.weight": (2, 5120)}, "SkyReels-V2 diffusion-forcing"),
     "quanto": ({"blocks.0.self_attn.q.weight._data": (5120, 5120)}, "quanto"),
-    "fp8-scaled": (I2V | {"blocks.0.self_attn.q.scale_weight": (1,)}, "scaled FP8"),
-    "fp8-scaled-new": (I2V | {"blocks.0.self_attn.q.weight_scale": (1,)}, "scaled FP8"),
-    "fp8-scaled-adapter": (ADAPTER | {"scaled_fp8": (0,)}, "scaled FP8"),
     "patch-dropped": (
         {n: s for n, s in I2V.items() if n != "patch_embedding.weight"},
         "without 'patch_embedding.weight'",
     ),
-    "diffusers": ({"blocks.0.attn1.to_q.weight": (5120, 5120)}, "diffusers"),
-    "umt5-original": ({"blocks.0.pos_embedding.embedding.weight": (32, 64)}, "original key names"),
     "t5": ({"encoder.block.0.layer.0.SelfAttention.q.weight": (1, 1)}, "not UMT5"),
-    "wan22-vae": ({"decoder.conv1.weight": (1024, 48, 3, 3, 3)}, "48 channels"),
+    "whisper": ({"encoder.layers.0.fc1.weight": (5120, 1280)}, "not Wav2Vec2"),
+    "wan22-vae": ({"decoder.conv1.weight": (1024, 48, 3, 3, 3)}, "the Wan2.2 5B video VAE"),
+    "other-video-vae": ({"decoder.conv_in.weight": (512, 32, 3, 3, 3)}, "VAE of 32 channels"),
     "image-vae": ({"decoder.conv_in.weight": (512, 4, 3, 3)}, "image VAE"),
+    "taew2_1": (
+        {"encoder.0.weight": (64, 3, 3, 3), "decoder.1.weight": (256, 16, 3, 3)}
+        | {"decoder.22.bias": (3,)},
+        "a tiny autoencoder for previews (TAE), not the video VAE",
+    ),
 }
 
 
@@ -110,14 +167,58 @@ def test_identify_lookalike_is_told_apart(shapes: Shapes, words: str) -> None:
     assert words in identity.description
 
 
+@pytest.mark.parametrize("mark", MARKS, ids=lambda mark: mark.name)
+def test_mark_alone_tells_its_lookalike(mark: Mark) -> None:
+    assert identify({mark.name: (512, mark.width or 1)}) == (FileKind.OTHER, mark.description)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        ('{"transformer": {"model_type": "animate2"}}', FileKind.OTHER),
+        ('{"transformer": {"model_type": "i2v"}}', FileKind.BASE_I2V),
+        ('{"transformer": {"model_type": ["animate2"]}}', FileKind.BASE_I2V),
+        ('{"transformer": 3}', FileKind.BASE_I2V),
+        ("[1]", FileKind.BASE_I2V),
+        ("{", FileKind.BASE_I2V),
+        (7, FileKind.BASE_I2V),
+    ],
+)
+def test_model_type_in_the_metadata_tells_what_tensors_do_not(
+    config: object, kind: FileKind
+) -> None:
+    identity = identify(I2V, {"config": config})
+    assert identity.kind is kind
+    if kind is FileKind.OTHER:
+        assert identity.description == "a Wan-Animate2 model"
+
+
 def test_identify_says_the_size() -> None:
     assert "2 blocks of width 5120" in identify(I2V).description
     assert "1 blocks of width 5120" in identify(ADAPTER).description
 
 
-def test_has_fp8_scales() -> None:
-    assert has_fp8_scales({"scaled_fp8": (0,)})
-    assert not has_fp8_scales(I2V)
+@pytest.mark.parametrize("name", ["decoder.head.0.gamma", "decoder.norm_out.gamma"])
+def test_pruned_vae_is_a_vae_by_its_own_name(name: str) -> None:
+    identity = identify({"decoder.conv1.weight": (96, 16, 3, 3, 3), name: (24, 1, 1, 1)})
+    assert identity.kind is FileKind.VAE
+    assert identity.description.startswith("LightVAE, a Wan2.1 video VAE of a quarter")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "title"),
+    [
+        ({"general.name": "Wan2.1-Fun-V1.1-14B-InP"}, "Wan2.1-Fun-V1.1-14B-InP"),
+        ({"modelspec.title": " SkyReels-V3-A2V\x1b[31m\n"}, "SkyReels-V3-A2V[31m"),
+        ({"general.name": "", "title": "y" * 200}, "y" * 80),
+        ({"general.name": 7, "format": "pt"}, None),
+        ({}, None),
+    ],
+)
+def test_title_is_what_the_metadata_calls_the_file(
+    metadata: dict[str, object], title: str | None
+) -> None:
+    assert title_of(metadata) == title
 
 
 def test_require_wanted_kind_passes() -> None:
@@ -133,9 +234,21 @@ def test_require_wrong_kind_says_what_it_is_what_is_needed_and_what_to_do() -> N
         )
     assert str(error.value) == (
         "x.safetensors is a LoRA; the base needs a Wan2.1 image-to-video base or a Wan2.1 "
-        "image-to-video base with a MultiTalk or InfiniteTalk adapter merged in. "
+        "image-to-video base with audio layers (MultiTalk, InfiniteTalk, FlashTalk). "
         "Get wan2.1-i2v-14b-480p-Q4_K_M.gguf from city96/Wan2.1-I2V-14B-480P-gguf. "
         "Load this file as a LoRA."
+    )
+
+
+@pytest.mark.parametrize(("shapes", "words"), OTHERS.values(), ids=OTHERS)
+def test_require_lookalike_says_what_to_get_instead(shapes: Shapes, words: str) -> None:
+    with pytest.raises(WeightsError) as error:
+        require(identify(shapes), FileKind.BASE_I2V, source="f.gguf", place="the base")
+    said = str(error.value)
+    assert said.startswith("f.gguf is ")
+    assert words in said
+    assert said.endswith(
+        "Get wan2.1-i2v-14b-480p-Q4_K_M.gguf from city96/Wan2.1-I2V-14B-480P-gguf."
     )
 
 

@@ -124,6 +124,41 @@ def test_euler_latents_that_are_no_numbers_are_an_error() -> None:
         step_by_step(Known(torch.full((1, 16, 3, 2, 4), float("nan"))))
 
 
+def test_euler_renoised_steps_are_flashtalks() -> None:
+    """Literals: what the loop of its published pipeline shows this model, in float32."""
+    noise = draw(1, 16, 3, 1, 2, seed=7)
+    generator = seeded(7)
+    draw_noise(noise.shape, generator)  # one generator draws noise and steps
+    taken_over = torch.arange(32.0).view(1, 16, 2, 1, 1).expand(-1, -1, -1, -1, 2) / 32
+    shown: list[list[float]] = []
+
+    def model(latents: Tensor, timestep: float) -> Tensor:
+        assert torch.equal(latents[:, :, :2], taken_over)
+        shown.append([timestep, *latents[0, :2, 2].flatten().tolist()])
+        return 0.5 * latents + timestep / 1000
+
+    latents = euler(
+        noise,
+        model,
+        schedule=timesteps(4, shift=5.0, method="flashtalk"),
+        motion=Motion(taken_over, clean=True, draws=False),
+        renoised=True,
+        generator=generator,
+        on_step=lambda *_: None,
+    )
+    published = (
+        (1000.0, -0.16699602, 0.28514996, -1.1597203, -0.46015716),
+        (937.5, 0.05175969, -0.07134808, -1.2373384, 1.583562),
+        (833.3333, 0.9283763, -0.8501415, 0.3595879, 0.54584455),
+        (625.0, 0.21194004, -1.0941786, 0.50755924, -0.6683095),
+    )
+    for step, expected in zip(shown, published, strict=True):
+        assert step == pytest.approx(expected, rel=1e-5)
+    last = (-0.24491622, -1.1428728, -0.04167801, -0.85008776)
+    assert latents[0, :2, 2].flatten().tolist() == pytest.approx(last, rel=1e-5)
+    assert float(latents[0, :, 2].double().sum()) == pytest.approx(-16.891789, rel=1e-6)
+
+
 @pytest.mark.parametrize(("clean", "level"), [(True, 0.0), (False, 0.25)])
 def test_motion_is_held_at_a_noise_level_in_a_whole_batch(clean: bool, level: float) -> None:
     motion = Motion(draw(1, 16, 2, 2, 4, seed=9), clean=clean, draws=True)

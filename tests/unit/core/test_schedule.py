@@ -34,6 +34,17 @@ def test_timesteps_single_step_goes_from_noise_to_clean() -> None:
     assert timesteps(1, shift=7.0) == (1000.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("steps", "published"),
+    [(4, (1000.0, 937.5, 833.3333129882812, 625.0, 0.0)), (2, (1000.0, 833.3333129882812, 0.0))],
+)
+def test_timesteps_flashtalk_are_those_of_its_own_code(
+    steps: int, published: tuple[float, ...]
+) -> None:
+    # what its pipeline prepares from 1000, 750, 500, 250 (or 1000, 500) with shift 5, in float32
+    assert timesteps(steps, shift=5.0, method="flashtalk") == pytest.approx(published, rel=1e-7)
+
+
 def test_euler_steps_along_the_true_velocity_end_at_the_clean_latents() -> None:
     noise, clean = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0])
     velocity = noise - clean

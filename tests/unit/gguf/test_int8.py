@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from comfyui_multitalk.wan_gguf_loader.changes import Change
 from comfyui_multitalk.wan_gguf_loader.int8 import (
     LEAST_ROWS,
     Int8Feed,
@@ -93,10 +94,12 @@ def test_layer_whose_outputs_no_card_multiplies_stays_exact() -> None:
 @pytest.mark.parametrize("change", ["lora", "difference"])
 def test_changed_weight_is_rounded_with_its_change(change: str) -> None:
     exact, fast = layers()
-    factors = (normal(OUT, 4), normal(4, IN)) if change == "lora" else (normal(OUT, IN, seed=5),)
+    made = Change(name="", kind="LoRA", factors=(normal(OUT, 4), normal(4, IN)), scale=0.5)
+    if change == "difference":
+        made = Change(name="", kind="difference", factors=(normal(OUT, IN, seed=5),), scale=0.5)
     before = fast(quantize_rows(normal(ROWS, IN).bfloat16()))
     for layer in (exact, fast):
-        layer.change_weight(*factors, scale=0.5)
+        layer.change_weight(made)
     x = normal(ROWS, IN).bfloat16()
     assert distance(fast(quantize_rows(x)), exact(x)) < 0.02
     assert distance(before, exact(x)) > 0.1
@@ -122,7 +125,7 @@ def test_held_int8_weight_is_taken_only_by_inputs_that_want_it() -> None:
     exact, fast = layers()
     many, few = normal(ROWS, IN).bfloat16(), normal(8, IN).bfloat16()
     expected = fast(many)
-    with GGUFOps.hold(fast):
+    with GGUFOps.cache_decoded(fast):
         assert torch.equal(fast(many), expected)
         assert torch.equal(fast(few), exact(few))
         assert torch.equal(fast(many), expected)

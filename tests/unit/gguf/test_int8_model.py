@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from comfyui_multitalk.multitalk_core.model import dit
+from comfyui_multitalk.multitalk_core.model.audio_tokens import AudioContext
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.tests.support.transformer import AUDIO, CONFIG, small_model
 from comfyui_multitalk.wan_gguf_loader.int8 import Int8Rows
@@ -54,8 +55,7 @@ def run(net: MultiTalkModel, *, batch: int = 1, speakers: int = 2) -> Tensor:
         condition=draw(batch, 20, *LATENT),
         text=draw(batch, CONFIG.text_len, CONFIG.text_dim),
         image=draw(batch, 257, CONFIG.image_dim),
-        audio=net.project_audio(windows),
-        token_masks=masks.flatten(1) if speakers == 2 else None,
+        audio=AudioContext(net.project_audio(windows), masks.flatten(1) if speakers == 2 else None),
     )
     return velocity.float()
 

@@ -44,6 +44,13 @@ def test_logical_shapes_restore_the_leading_one(name: str) -> None:
     assert logical_shapes({name: (6, 8)}) == {name: (1, 6, 8)}
 
 
+def test_logical_shapes_drop_leading_ones_of_wans_clip() -> None:
+    one, all_ = "vision_model.embeddings.class_embedding", "position_embedding.weight"
+    all_ = f"vision_model.embeddings.{all_}"
+    assert logical_shapes({one: (1, 1, 64), all_: (1, 257, 64)}) == {one: (64,), all_: (257, 64)}
+    assert logical_shapes({one: (64,), all_: (1, 64)}) == {one: (64,), all_: (1, 64)}
+
+
 def test_check_complete_names_the_fix_that_was_skipped() -> None:
     with pytest.raises(GGUFError, match=r"^wan\.gguf: 'patch_embedding\.weight' .*fix_5d_tensors"):
         check_complete(["patch_embedding.bias"], path=Path("wan.gguf"))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from comfyui_multitalk.tools.quantize import quantize
+from comfyui_multitalk.wan_gguf_loader.changes import Change
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.ops import GGUFLinear, GGUFOps
 
@@ -116,7 +117,7 @@ def test_gguf_linear_forward_changes_nothing_it_was_given() -> None:
 
 def test_gguf_linear_works_where_its_input_is() -> None:
     linear = layer("Q4_K")
-    linear.change_weight(normal(OUT, 2), normal(2, IN), scale=1.0)
+    linear.change_weight(Change(name="", kind="LoRA", factors=(normal(OUT, 2), normal(2, IN))))
     result = linear(normal(5, IN).to("meta"))  # another device that every machine has
     assert (result.device.type, result.shape) == ("meta", (5, OUT))
     assert linear.weight.device.type == "cpu"
@@ -206,7 +207,7 @@ def test_held_layers_decode_once_and_forget_afterwards() -> None:
     x = normal(5, IN, seed=1)
     expected = linear(x)
     stored = linear.weight
-    with GGUFOps.hold(nn.Sequential(linear)):
+    with GGUFOps.cache_decoded(nn.Sequential(linear)):
         assert torch.equal(linear(x), expected)
         linear.weight = torch.zeros_like(stored)  # what is held no longer looks at the bytes
         assert torch.equal(linear(x), expected)

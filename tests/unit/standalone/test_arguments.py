@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from comfyui_multitalk.multitalk_core.config import SamplingConfig
+from comfyui_multitalk.multitalk_core.config import DEFAULTS, SamplingConfig
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.standalone.arguments import build_request, parse
 from comfyui_multitalk.standalone.request import Request
@@ -60,6 +60,17 @@ def test_quick_takes_as_many_steps_as_the_quick_workflow(repository: Path) -> No
         assert getattr(sampling("--preset", "quick"), name) == sampler["inputs"][name], name
 
 
+@pytest.mark.parametrize("method", ["multitalk", "infinitetalk", "flashtalk"])
+def test_method_brings_its_own_settings(method: str) -> None:
+    assert sampling("--method", method) == DEFAULTS[method]
+    assert sampling("--method", method, "--motion-frames", "13").motion_frames == 13
+
+
+def test_larger_shift_at_720p_is_not_flashtalks() -> None:
+    assert sampling("--size", "720p").shift == 11
+    assert sampling("--size", "720p", "--method", "flashtalk").shift == 5
+
+
 def test_largest_seed_is_the_runs() -> None:
     assert request("--seed", str(2**64 - 1)).seed == 2**64 - 1
 
@@ -70,7 +81,7 @@ def test_largest_seed_is_the_runs() -> None:
         (("--seed", str(2**64)), "argument --seed: '18446744073709551616' is no seed"),
         (("--seed=-1",), "'-1' is no seed; give a whole number from 0 to"),
         (("--seed", "1e3"), "'1e3' is no seed"),
-        (("--motion-frames", "0"), "`motion_frames` is 0; it must be 4n"),
+        (("--motion-frames", "0"), "`motion_frames` is 0; it must be a multiple of 4, plus 1"),
         (("--segment-frames", "1005"), "`segment_frames` is 1005.*at most 1001, such as 1001"),
         (("--segment-frames", "1" + "0" * 400), "`segment_frames` is 1000.*at most 1001"),
         (("--steps", "1" + "0" * 400), "`steps` is 1000"),
@@ -85,6 +96,8 @@ def test_largest_seed_is_the_runs() -> None:
             ("--negative-prompt", "\udcff"),
             "argument --negative-prompt: it holds bytes that are not UTF",
         ),
+        (("--method", "flashtalk", "--preset", "quick"), "FlashTalk is distilled itself. Leave"),
+        (("--method", "flashtalk", "--steps", "8"), "distilled to 4 .* but `steps` is 8"),
         (("--image", "other.png"), "argument --image: may be given only once"),
         (("--seed", "1", "--seed", "2"), "argument --seed: may be given only once"),
         (("-o", "b.mp4"), "argument -o/--output: may be given only once"),

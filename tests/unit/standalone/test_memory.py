@@ -19,6 +19,7 @@ from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
 from comfyui_multitalk.multitalk_core.errors import InputError
 from comfyui_multitalk.multitalk_core.geometry import Size
 from comfyui_multitalk.multitalk_core.model.attention import PLAIN, Attends
+from comfyui_multitalk.multitalk_core.model.audio_tokens import AudioContext
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.multitalk_core.model.hooks import Hooks
 from comfyui_multitalk.standalone.memory import (
@@ -91,7 +92,7 @@ def _step(
         condition=zeros(passes, 20, 21, height, width),
         text=zeros(passes, 512, 4096),
         image=zeros(passes, 257, 1280),
-        audio=zeros(1, 21, 32, 768),
+        audio=AudioContext(zeros(1, 21, 32, 768)),
         hooks=Hooks(attends=attends),
     )
 

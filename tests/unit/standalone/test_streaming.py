@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from comfyui_multitalk.multitalk_core.model.audio_tokens import AudioContext
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.standalone.streaming import BlockStream, stream_blocks
 from comfyui_multitalk.tests.support.transformer import small_inputs, small_model
@@ -170,8 +171,7 @@ def _forward(model: MultiTalkModel, device: torch.device) -> Tensor:
         condition=moved.condition,
         text=moved.text,
         image=moved.image,
-        audio=model.project_audio(moved.windows),
-        token_masks=moved.token_masks,
+        audio=AudioContext(model.project_audio(moved.windows), moved.token_masks),
     )
 
 

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from comfyui_multitalk.dev.evaluate_tiny import __main__ as command
 from comfyui_multitalk.dev.evaluate_tiny import measures, rows
-from comfyui_multitalk.dev.evaluate_tiny.scenes import SEED, Scene, Voice, cut_voices, draw_scenes
+from comfyui_multitalk.dev.evaluate_tiny.scenes import (
+    SEED,
+    DrawnPhoto,
+    Utterance,
+    cut_voices,
+    draw_scenes,
+)
 from comfyui_multitalk.dev.evaluate_tiny.system import SAMPLING, EqualLabels
 from comfyui_multitalk.dev.train_tiny import drawing
 from comfyui_multitalk.dev.train_tiny.faces import BACKGROUND, sample_faces
@@ -41,7 +47,7 @@ class _Drawn:
         self._faded = faded
 
     def film(
-        self, scene: Scene, voices: Sequence[Voice], *, num_frames: int,
+        self, scene: DrawnPhoto, voices: Sequence[Utterance], *, num_frames: int,
         places: Sequence[int] | None = None, prompt: str | None = None,
         config: SamplingConfig = SAMPLING, seed: int = 0,
     ) -> Tensor:  # fmt: skip
@@ -73,7 +79,7 @@ def _material(people: int = 1) -> rows.Material:
         models=Path(),
         singles=draw_scenes(COUNT, people=1) if people == 1 else [],
         pairs=draw_scenes(COUNT, people=2) if people == 2 else [],
-        voices=[Voice(track=torch.zeros(1), opening=_curve(seed)) for seed in range(2 * COUNT)],
+        voices=[Utterance(track=torch.zeros(1), opening=_curve(seed)) for seed in range(2 * COUNT)],
     )  # fmt: skip
 
 

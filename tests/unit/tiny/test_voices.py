@@ -35,7 +35,7 @@ def test_held_out_sentences_are_never_read_in_training() -> None:
 
 
 @pytest.mark.parametrize("speaker", voices.SPEAKERS, ids=lambda speaker: speaker.name)
-def test_speaker_has_enough_sentences_of_its_language(speaker: voices.Speaker) -> None:
+def test_speaker_has_enough_sentences_of_its_language(speaker: voices.EspeakVoice) -> None:
     assert len(voices.sentences(split=speaker.split, language=speaker.language)) >= 14
 
 
