@@ -40,6 +40,7 @@ KINDS: dict[str, tuple[Shapes, FileKind]] = {
     "lora-dotted": ({"transformer.blocks.0.ffn.0.lora.up.weight": (8, 4)}, FileKind.LORA),
     "lora-loha": ({"diffusion_model.blocks.0.ffn.0.hada_w1_a": (8, 4)}, FileKind.LORA),
     "lora-lokr": ({"lycoris_blocks_0_ffn_0.lokr_w1": (4, 4)}, FileKind.LORA),
+    "lora-diff-modulation": ({"blocks.0.diff_m": (1, 6, 8)}, FileKind.LORA),
     "lora-diff": ({"blocks.0.norm3.diff": (8,)}, FileKind.LORA),
     "vae": (VAE, FileKind.VAE),
     "vae-diffusers": ({"decoder.conv_in.weight": (384, 16, 3, 3, 3)}, FileKind.VAE),
@@ -137,6 +138,20 @@ OTHERS: dict[str, tuple[Shapes, str]] = {
     ),
     "scail": (I2V | {"patch_embedding_pose.weight": (5120, 16, 1, 2, 2)}, "SCAIL"),
     "skyreels-v2-df": (T2V | {"fps_embedding.weight": (2, 5120)}, "SkyReels-V2 diffusion-forcing"),
+    "torchao": ({"blocks.0.self_attn.q._weight_qdata": (5120, 5120)}, "torchao"),
+    "bitsandbytes-int8": (I2V | {"blocks.0.self_attn.q.SCB": (5120,)}, "bitsandbytes (int8)"),
+    "bitsandbytes-nf4": (
+        I2V | {"blocks.0.self_attn.q.weight.quant_state.bitsandbytes__nf4": (80,)},
+        "bitsandbytes (nf4)",
+    ),
+    "svdquant": (
+        {"blocks.0.self_attn.q.qweight": (1, 1), "blocks.0.self_attn.q.smooth_factor": (5120,)},
+        "SVDQuant",
+    ),
+    "gptq": (
+        {"blocks.0.self_attn.q.qweight": (1, 1), "blocks.0.self_attn.q.qzeros": (1, 1)},
+        "GPTQ or AWQ",
+    ),
     "quanto": ({"blocks.0.self_attn.q.weight._data": (5120, 5120)}, "quanto"),
     "patch-dropped": (
         {n: s for n, s in I2V.items() if n != "patch_embedding.weight"},
