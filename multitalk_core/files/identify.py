@@ -95,7 +95,6 @@ _LORA_MARKS = (
     *(".hada_w", ".lokr_w", ".lora_magnitude_vector"),
 )
 _LORA_ENDS = (".diff", ".diff_b", ".lora_A", ".lora_B", ".dora_scale")
-_SCALE_ENDS = (".scale_weight", ".weight_scale", ".weight_scale_2")
 
 _QUERY = "blocks.0.self_attn.q.weight"
 _PATCH = "patch_embedding.weight"
@@ -165,11 +164,6 @@ def require(
 def has_audio(shapes: Shapes) -> bool:
     """Tell whether the weights hold the audio branch."""
     return "audio_proj.proj1.weight" in shapes
-
-
-def has_fp8_scales(shapes: Shapes) -> bool:
-    """Tell whether the weights are eight-bit floats that mean nothing without separate scales."""
-    return "scaled_fp8" in shapes or any(name.endswith(_SCALE_ENDS) for name in shapes)
 
 
 def title_of(metadata: Metadata) -> str | None:
