@@ -89,6 +89,8 @@ models that only this tells: their tensors are those of Wan2.1."""
 ENDINGS = {
     "._data": "quantised by optimum-quanto, a form that is not read here",
     ".weight_int8": "an int8 LongCat-Avatar model (another audio method)",
+    ".quant_map": "quantised by bitsandbytes, a form that is not read here",
+    ".qweight": "quantised by GPTQ or AWQ, a form that is not read here",
 }
 """Endings of tensor names, and what only has such."""
 
