@@ -25,7 +25,7 @@ from ..multitalk_core.model.dit import MultiTalkModel
 from ..wan_gguf_loader.files import WeightsFile, open_weights
 from ..wan_gguf_loader.load import account_for
 from ..wan_gguf_loader.ops import GGUFOps
-from .memory import RESIDENT, STREAMED, count_weights
+from .memory import RESIDENT, STREAMED, count_weights, loaded_bytes
 
 _SHOWN = (
     *("steps", "shift", "text_guidance", "audio_guidance"),
@@ -228,9 +228,9 @@ def _check_names(file: WeightsFile, needed: Collection[str]) -> None:
 def _memory(file: WeightsFile, kind: FileKind) -> tuple[int, int | None]:
     """Give the bytes of the weights in memory, and those on the card with streamed blocks."""
     if kind is FileKind.LORA:
-        return count_weights([(file, None)]).on_card(RESIDENT), None
+        return count_weights(loaded_bytes(file, None)).on_card(RESIDENT), None
     if kind in (FileKind.BASE_I2V, FileKind.MERGED, FileKind.ADAPTER):
-        weights = count_weights([(file, torch.bfloat16)])
+        weights = count_weights(loaded_bytes(file, torch.bfloat16))
         return weights.on_card(RESIDENT), weights.on_card(STREAMED)
     dtype = torch.float32 if kind is FileKind.WAV2VEC2 else torch.bfloat16
     return sum(info.num_elements for info in file.tensors.values()) * dtype.itemsize, None

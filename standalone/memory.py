@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,25 +86,29 @@ class Weights:
         return self.outside + sum(self.blocks)
 
 
-def count_weights(files: Iterable[tuple[WeightsFile, torch.dtype | None]]) -> Weights:
-    """Count the bytes that files' weights take in memory, from the headers.
+def count_weights(tensors: Iterable[tuple[str, int]]) -> Weights:
+    """Add up the bytes of tensors, given with their names, in each block and outside."""
+    outside, blocks = 0, Counter[int]()
+    for name, taken in tensors:
+        if block := _BLOCK.search(name):
+            blocks[int(block[1])] += taken
+        else:
+            outside += taken
+    return Weights(outside=outside, blocks=tuple(blocks.values()))
+
+
+def loaded_bytes(file: WeightsFile, widest: torch.dtype | None) -> Iterator[tuple[str, int]]:
+    """Give the bytes that each tensor of a file takes in memory, from the header.
 
     Args:
-        files: Each with the widest type of its plain weights in memory, packed ones stay packed;
-            None for a LoRA.
+        file: The file; packed tensors stay packed.
+        widest: Type to which wider plain ones are rounded; None for a LoRA.
     """
-    outside, blocks = 0, Counter[int]()
-    for file, widest in files:
-        for name, info in file.tensors.items():
-            if widest is None:
-                taken = kept_bytes(info)
-            else:
-                taken = min(info.nbytes, info.num_elements * widest.itemsize)
-            if block := _BLOCK.search(name):
-                blocks[int(block[1])] += taken
-            else:
-                outside += taken
-    return Weights(outside=outside, blocks=tuple(blocks.values()))
+    for name, info in file.tensors.items():
+        if widest is None:
+            yield name, kept_bytes(info)
+        else:
+            yield name, min(info.nbytes, info.num_elements * widest.itemsize)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

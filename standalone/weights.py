@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from ..wan_gguf_loader.load import account_for, load_weights
 from ..wan_gguf_loader.lora import apply_lora, read_lora
 from ..wan_gguf_loader.namings import Part
 from ..wan_gguf_loader.ops import GGUFOps, Precision
-from .memory import Weights, count_weights
+from .memory import Weights, count_weights, loaded_bytes
 from .request import ModelFiles
 
 
@@ -81,12 +82,9 @@ class OpenFiles:
 
     def transformer_weights(self, dtype: torch.dtype) -> Weights:
         """Count the bytes that `load_transformer` takes in memory, from the headers."""
-        return count_weights(
-            [
-                *((file, dtype) for file in self._transformer),
-                *((lora, None) for lora, _ in self._loras),
-            ]
-        )
+        model = [loaded_bytes(file, dtype) for file in self._transformer]
+        loras = [loaded_bytes(lora, None) for lora, _ in self._loras]
+        return count_weights(chain(*model, *loras))
 
     def load_wav2vec2(self) -> Wav2Vec2Model:
         """Load Wav2Vec2 in float32."""

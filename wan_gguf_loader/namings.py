@@ -9,6 +9,7 @@ row.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -258,7 +259,7 @@ def recognise(
         path: The file, for the error.
 
     Raises:
-        GGUFError: If the part is there under two prefixes.
+        GGUFError: If the part is there under two prefixes, with as many tensors.
     """
     names = tuple(names)
     found: dict[Naming, set[str]] = {}
@@ -271,12 +272,20 @@ def recognise(
     if naming is _UNKNOWN:
         wrapper = next((w for w in _WRAPPERS if any(n.startswith(w) for n in names)), "")
         return Spelling(_UNKNOWN, wrapper)
-    if len(found[naming]) > 1:
+    owners = Counter(_prefix_of(name, found[naming]) for name in names)
+    (prefix, most), *others = [pair for pair in owners.most_common() if pair[0] is not None]
+    if others and others[0][1] == most:
         raise GGUFError(
             f"the file holds the model twice, under {_listed(found[naming])}. Keep one of the two.",
             path=path,
         )
-    return Spelling(naming, *found[naming])
+    assert prefix is not None
+    return Spelling(naming, prefix)
+
+
+def _prefix_of(name: str, prefixes: Iterable[str]) -> str | None:
+    """Give the longest prefix of a name; None if it has none of them."""
+    return max((p for p in prefixes if name.startswith(p)), key=len, default=None)
 
 
 def model_names(

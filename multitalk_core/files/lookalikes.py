@@ -95,6 +95,8 @@ ENDINGS = {
     ".smooth_factor": "quantised by SVDQuant (Nunchaku), a form that is not read here",
     ".qzeros": "quantised by GPTQ or AWQ, a form that is not read here",
     ".weight_int8": "an int8 LongCat-Avatar model (another audio method)",
+    ".quant_map": "quantised by bitsandbytes, a form that is not read here",
+    ".qweight": "quantised by GPTQ or AWQ, a form that is not read here",
 }
 """Endings of tensor names, and what only has such; the first that a file has tells it."""
 

@@ -102,6 +102,11 @@ BAD: dict[str, tuple[str, Change, list[str]]] = {
         put("LoadAudio", audio="nan.wav"),
         ["The voice", "NaN"],
     ),
+    "flashtalk with the defaults": (
+        "MTK_Sampler",
+        put("MTK_Sampler", method="flashtalk"),
+        ["FlashTalk is distilled to 4 (or 2) steps", "`segment_frames` to 33"],
+    ),
     "no negative prompt": (
         "MTK_Sampler",
         lambda graph: graphs.node(graph, "MTK_Sampler")["inputs"].pop("negative"),

@@ -114,11 +114,9 @@ def test_interrupt_stops_the_sampler_and_the_next_run_works(server: Server) -> N
     assert server.run(graphs.short(seed=32))["status"]["status_str"] == "success"
 
 
-def test_infinitetalk_and_one_pass_a_step_run(server: Server) -> None:
-    graph = graphs.without(
-        graphs.short(method="infinitetalk", text_guidance=1.0, audio_guidance=1.0, seed=41),
-        "nothing",
-    )
+@pytest.mark.parametrize("method", ["infinitetalk", "flashtalk"])
+def test_other_methods_and_one_pass_a_step_run(server: Server, method: str) -> None:
+    graph = graphs.short(method=method, steps=2, text_guidance=1.0, audio_guidance=1.0, seed=41)
     del graphs.node(graph, "MTK_Sampler")["inputs"]["negative"]
     assert server.run(graph)["status"]["status_str"] == "success"
 

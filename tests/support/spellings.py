@@ -168,9 +168,9 @@ def decoded(tensors: Mapping[str, Tensor]) -> Tensors:
 
 
 def is_matrix(name: str, tensor: Tensor) -> bool:
-    """Tell whether a tensor is the weight of a linear layer."""
+    """Tell whether a tensor is the weight of a linear layer or of a convolution."""
     embedding = "embedding" in name or name.startswith("shared.") or "_bias." in name
-    return name.endswith(".weight") and tensor.ndim == 2 and not embedding
+    return name.endswith(".weight") and tensor.ndim > 1 and not embedding
 
 
 def _joined(tensors: Mapping[str, Tensor], names: Mapping[str, str], end: str) -> Tensors:

@@ -5,6 +5,7 @@ Tokens and latents are compared by relative norm in float32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from comfyui_multitalk.dev.parity.pack import GOLDEN, unpack
 from comfyui_multitalk.multitalk_core.errors import InputError, WeightsError
 from comfyui_multitalk.multitalk_core.files.sizes import umt5_sizes
-from comfyui_multitalk.nodes.host import folders, text, vae, vision
+from comfyui_multitalk.nodes.host import folders, speech, text, vae, vision
 from comfyui_multitalk.nodes.host.session import Session
 from comfyui_multitalk.nodes.loaders import LoadVAE
 from comfyui_multitalk.standalone import encoders
@@ -32,6 +33,7 @@ from comfyui_multitalk.tests.host.inside.scene import CPU, PROMPT, TINY, Scene, 
 from comfyui_multitalk.tests.support import spellings
 from comfyui_multitalk.tests.support.once import one_at_a_time
 from comfyui_multitalk.tests.support.umt5_gguf import write_gguf_text_encoder
+from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.files import open_weights
 
 
@@ -240,6 +242,25 @@ def test_incomplete_vae_is_refused_by_its_name(tmp_path: Path, cut: str) -> None
 def test_vae_of_another_kind_is_refused_with_the_fix(scene: Scene, adapted: Any) -> None:
     with pytest.raises(InputError, match=r"Load wan_2\.1_vae\.safetensors"):
         Session(adapted, vae=scene.clip_vision, clip_vision=scene.clip_vision)
+
+
+@pytest.mark.parametrize(
+    ("source", "load", "layer"),
+    [
+        (TINY.text_encoder, text.load_text_encoder, "encoder.block.0.layer.0.SelfAttention.q"),
+        (TINY.clip_vision, vision.load_clip_vision, "vision_model.encoder.layers.0.mlp.fc1"),
+        (TINY.wav2vec2, speech.VoiceEncoder, "wav2vec2.encoder.layers.0.attention.q_proj"),
+        (TINY.vae, vae.load_vae, "conv1"),
+    ],
+    ids=["text", "picture", "voice", "vae"],
+)
+def test_scale_of_an_unknown_name_is_refused(
+    tmp_path: Path, source: Path, load: Callable[[Path], Any], layer: str
+) -> None:
+    weights = load_file(source) | {f"{layer}.rescale": torch.tensor(0.5)}
+    save_file(weights, tmp_path / "odd.safetensors", metadata={"num_heads": "4"})
+    with pytest.raises(GGUFError, match=r"^odd\.safetensors: .*rescale.*would be wrong"):
+        load(tmp_path / "odd.safetensors")
 
 
 def test_empty_list_says_what_to_get_and_where_to_put_it() -> None:

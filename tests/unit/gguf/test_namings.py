@@ -153,6 +153,11 @@ def test_model_under_two_prefixes_is_refused() -> None:
         recognise([QUERY, f"ema.{QUERY}"])
 
 
+def test_larger_of_two_models_is_the_one() -> None:
+    names = [f"controlnet.{QUERY}", "controlnet.a", QUERY, "b", "c", "d"]
+    assert ours(names) == [f"controlnet.{QUERY}", "controlnet.a", QUERY, "b", "c", "d"]
+
+
 def test_names_that_meet_are_refused() -> None:
     names = [f"diffusion_model.{QUERY}", "diffusion_model.a", "a"]
     with pytest.raises(GGUFError, match=r"'diffusion_model\.a' and 'a' are the same tensor 'a'"):

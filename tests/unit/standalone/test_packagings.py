@@ -44,7 +44,7 @@ def _image(path: Path) -> VisionEncoder:
         return load_image_encoder(file, device=CPU, dtype=torch.float32)
 
 
-def _accepted(tiny: TinySet, **changed: Path) -> None:
+def _accepted(tiny: TinySet, **changed: Path) -> OpenFiles:
     """The command takes the file for what it is."""
     files = ModelFiles(
         base=tiny.base,
@@ -55,7 +55,7 @@ def _accepted(tiny: TinySet, **changed: Path) -> None:
         text_encoder=tiny.text_encoder,
         clip_vision=tiny.clip_vision,
     )
-    OpenFiles(replace(files, **changed))
+    return OpenFiles(replace(files, **changed))
 
 
 @pytest.mark.parametrize(
@@ -189,12 +189,42 @@ def test_quantised_files_give_what_their_decoded_values_give(
     assert not caplog.messages
 
 
-def test_scale_of_an_unknown_name_is_refused(tmp_path: Path, tiny: TinySet) -> None:
-    tensors = load_file(tiny.clip_vision)
-    tensors["vision_model.encoder.layers.0.mlp.fc1.rescale"] = torch.tensor(0.5)
-    save_file(tensors, tmp_path / "clip.safetensors", metadata={"num_heads": "4"})
-    with pytest.raises(GGUFError, match=r"clip\.safetensors: .*fc1\.rescale.*would be wrong"):
-        _image(tmp_path / "clip.safetensors")
+@pytest.mark.parametrize("pack", [spellings.scaled_fp8, spellings.int8], ids=["fp8", "int8"])
+@pytest.mark.parametrize("part", ["wav2vec2", "vae"])
+def test_quantised_voice_encoder_and_vae_have_their_decoded_values(
+    tmp_path: Path, tiny: TinySet, part: str, pack: spellings.Spell
+) -> None:
+    """Convolutions too."""
+    tensors = pack(load_file(getattr(tiny, part)))
+    paths = tmp_path / "packed.safetensors", tmp_path / "plain.safetensors"
+    for path, content in zip(paths, (tensors, spellings.decoded(tensors)), strict=True):
+        save_file(content, path, metadata={"num_heads": "4"})
+    ours, expected = (
+        _vae(path) if part == "vae" else _accepted(tiny, wav2vec2=path).load_wav2vec2().state_dict()
+        for path in paths
+    )
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("part", "layer"),
+    [
+        ("text_encoder", "encoder.block.0.layer.0.SelfAttention.q"),
+        ("clip_vision", "vision_model.encoder.layers.0.mlp.fc1"),
+        ("wav2vec2", "wav2vec2.encoder.layers.0.attention.q_proj"),
+        ("vae", "conv1"),
+    ],
+)
+def test_scale_of_an_unknown_name_is_refused(
+    tmp_path: Path, tiny: TinySet, part: str, layer: str
+) -> None:
+    path = tmp_path / "odd.safetensors"
+    tensors = load_file(getattr(tiny, part)) | {f"{layer}.rescale": torch.tensor(0.5)}
+    save_file(tensors, path, metadata={"num_heads": "4"})
+    files = _accepted(tiny, **{part: path})
+    loads = {"text_encoder": _text, "clip_vision": _image, "vae": _vae}
+    with pytest.raises(GGUFError, match=r"^odd\.safetensors: .*rescale.*would be wrong"):
+        files.load_wav2vec2() if part == "wav2vec2" else loads[part](path)
 
 
 def _vae(path: Path) -> dict[str, Tensor]:
