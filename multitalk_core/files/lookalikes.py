@@ -89,14 +89,11 @@ models that only this tells: their tensors are those of Wan2.1."""
 ENDINGS = {
     "._data": "quantised by optimum-quanto, a form that is not read here",
     "._weight_qdata": "quantised by torchao, a form that is not read here",
-    ".SCB": "quantised by bitsandbytes (int8), a form that is not read here",
-    ".bitsandbytes__nf4": "quantised by bitsandbytes (nf4), a form that is not read here",
-    ".bitsandbytes__fp4": "quantised by bitsandbytes (fp4), a form that is not read here",
-    ".smooth_factor": "quantised by SVDQuant (Nunchaku), a form that is not read here",
-    ".qzeros": "quantised by GPTQ or AWQ, a form that is not read here",
-    ".weight_int8": "an int8 LongCat-Avatar model (another audio method)",
     ".quant_map": "quantised by bitsandbytes, a form that is not read here",
+    ".SCB": "quantised by bitsandbytes, a form that is not read here",
+    ".smooth_factor": "quantised by SVDQuant (Nunchaku), a form that is not read here",
     ".qweight": "quantised by GPTQ or AWQ, a form that is not read here",
+    ".weight_int8": "an int8 LongCat-Avatar model (another audio method)",
 }
 """Endings of tensor names, and what only has such; the first that a file has tells it."""
 
