@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ Family = Literal[
     "base", "adapter", "merged", "text_encoder", "clip_vision", "wav2vec2", "vae", "lora",
     "lookalike",
 ]  # fmt: skip
+
+
+FAMILIES: tuple[Family, ...] = get_args(Family)
 
 
 class Loads(NamedTuple):

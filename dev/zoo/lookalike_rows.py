@@ -93,7 +93,33 @@ ADAPTERS: Mapping[str, tuple[Shapes, str]] = {
         {"proj_model.proj.weight": (2048, 768),
          "blocks.0.cross_attn.processor.k_proj.weight": (_WIDTH, 2048)}, "FantasyTalking"),
     "Wan2.1 T2V 14B": (_T2V, "T2V"),
+    "Wan2.1 I2V base": (_I2V, "image-to-video base"),
+    "HuMo 17B": (
+        {**_T2V, "audio_proj.audio_proj_glob_1.layer.weight": (512, 51200)}, "HuMo"),
+    "Wan2.2 S2V 14B": (
+        {**_T2V, "audio_injector.injector.0.k.weight": (_WIDTH, _WIDTH)}, "S2V"),
+    "AnyTalker 14B": (
+        {**_I2V, **_ADAPTER, "blocks.0.audio_cross_attn.k_face.weight": (_WIDTH, _WIDTH)},
+        "AnyTalker"),
+    "whole model with audio layers (SkyReels-V3, LightX2V)": (
+        {**_I2V, **_ADAPTER}, "image-to-video base with"),
 }  # fmt: skip
+
+MISPLACED: Mapping[str, tuple[Shapes, str]] = {
+    "MultiTalk adapter": (_ADAPTER, "MultiTalk or InfiniteTalk adapter"),
+    "LoRA": ({"diffusion_model.blocks.0.self_attn.q.lora_A.weight": (64, _WIDTH)}, "is a LoRA"),
+    "UMT5": (
+        {"encoder.block.0.layer.0.SelfAttention.q.weight": (4096, 4096),
+         "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight": (32, 64)}, "UMT5"),
+    "CLIP vision": (
+        {"vision_model.encoder.layers.0.self_attn.q_proj.weight": (1280, 1280)}, "CLIP vision"),
+    "Wav2Vec2": (
+        {"wav2vec2.feature_extractor.conv_layers.0.conv.weight": (512, 1, 10)}, "Wav2Vec2"),
+    "Wan2.1 VAE": (
+        {"encoder.conv1.weight": (96, 3, 3, 3, 3), "decoder.conv1.weight": (384, 16, 3, 3, 3)},
+        "Wan2.1 video VAE"),
+}  # fmt: skip
+"""Our own files in the place of the base."""
 
 VAES: Mapping[str, tuple[Shapes, str]] = {
     "TAE (taew2_1)": (
@@ -109,6 +135,8 @@ def rows() -> Iterator[Variant]:
     """Give all variants."""
     for name, (shapes, words) in BASES.items():
         yield Variant("lookalike", name, _header_only(shapes, words))
+    for name, (shapes, words) in MISPLACED.items():
+        yield Variant("lookalike", f"misplaced: {name}", _header_only(shapes, words))
     for name, (shapes, words) in ADAPTERS.items():
         yield Variant("adapter", f"lookalike: {name}", _header_only(shapes, words))
     for name, (shapes, words) in VAES.items():

@@ -11,7 +11,7 @@ import torch
 
 from . import values
 from .codecs import E4M3, E5M2, plain
-from .files import Family, Loads, Refused, Variant, Written
+from .files import FAMILIES, Family, Loads, Refused, Variant, Written
 from .spellings import diffusers_wan
 from .stored import Stored, encode, save_shards
 
@@ -274,12 +274,12 @@ def _spellings() -> Iterator[Variant]:
 
 def _unreadable() -> Iterator[Variant]:
     def pickled(folder: Path) -> Written:
-        path = folder / "multitalk.safetensors"
+        path = folder / "weights.safetensors"
         torch.save({"a": torch.ones(2)}, path)
         return Written(path, Refused("pickle"))
 
-    yield Variant("base", "PyTorch pickle", pickled)
-    yield Variant("adapter", "PyTorch pickle", pickled)
+    for family in FAMILIES:
+        yield Variant(family, "PyTorch pickle (`.pth`, `.bin`, `.ckpt`)", pickled)
 
     def cut_short(folder: Path) -> Written:
         path = base().save(folder / "base.safetensors").path
