@@ -20,7 +20,7 @@ BLOCK_TYPES = (
     "TQ1_0", "TQ2_0", "MXFP4", "NVFP4",
 )  # fmt: skip
 MIXES = {
-    "Q2_K_M": ("Q2_K", "Q3_K"),
+    "Q2_K (mixed with Q3_K)": ("Q2_K", "Q3_K"),
     "Q3_K_M": ("Q3_K", "Q5_K"),
     "Q4_K_M": ("Q4_K", "Q6_K"),
     "Q5_K_M": ("Q5_K", "Q6_K"),
@@ -64,7 +64,7 @@ def one_file(
 
     def written(folder: Path) -> Written:
         usual = packed(family, type)
-        path = folder / f"{family}-{type}.gguf"
+        path = folder / f"{family}.gguf"
         write(path, change(usual), metadata, version=version, alignment=alignment)
         return Written(path, Loads({name: tensor.value for name, tensor in usual.items()}))
 

@@ -6,6 +6,7 @@ python -m comfyui_multitalk.dev.zoo.inside FOLDER RESULTS.json [WORDS]
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -23,6 +24,7 @@ def main() -> None:
     from .run import check_all
     from .variants import variants
 
+    logging.disable(logging.WARNING)
     rows = [row for row in variants() if "".join(match) in row.title]
     with torch.inference_mode():
         found = check_all(Path(folder), check, rows=rows)

@@ -33,8 +33,10 @@ the loaded model, against the same bytes decoded without the loader:
   Wav2Vec2.
 - "refused" means that the file is refused, with a message that says what it is or what is wrong.
 
-Packed weights (GGUF, scaled fp8 and int8) stay packed in memory. NVFP4, MXFP8 and scales of blocks
-are decoded when the file is read.
+Packed weights (GGUF, scaled fp8 and int8) stay packed in memory. The NVFP4 and MXFP8 of
+`comfy_quant` and scales of blocks are decoded when the file is read. Nothing is quantised again.
+The IQ types, NVFP4, Q2_K, Q3_K and Q5_K of GGUF hold random blocks, because no quantiser for them
+is at hand.
 """
 
 
