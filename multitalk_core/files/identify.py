@@ -94,7 +94,7 @@ _LORA_MARKS = (
     *(".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", ".lora_linear_layer."),
     *(".hada_w", ".lokr_w", ".lora_magnitude_vector"),
 )
-_LORA_ENDS = (".diff", ".diff_b", ".lora_A", ".lora_B", ".dora_scale")
+_LORA_ENDS = (".diff", ".diff_b", ".diff_m", ".lora_A", ".lora_B", ".dora_scale")
 _SCALE_ENDS = (".scale_weight", ".weight_scale", ".weight_scale_2")
 
 _QUERY = "blocks.0.self_attn.q.weight"
