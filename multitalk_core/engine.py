@@ -153,10 +153,10 @@ class Engine:
                     windows=scene.speech.windows(segment),
                     text=scene.text_at(index),
                     token_masks=scene.picture.token_masks,
+                    config=config,
+                    generator=generator,
+                    on_step=_reporter(on_step, index, len(chosen.segments)),
                 ),
-                config=config,
-                generator=generator,
-                on_step=_reporter(on_step, index, len(chosen.segments)),
             )
             frames = self._decode(latents, index, reference=reference, config=config)
             joined = join(

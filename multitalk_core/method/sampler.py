@@ -42,14 +42,18 @@ OnSamplerStep = Callable[[int, int, Tensor], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SegmentInputs:
-    """What the transformer is told throughout one segment.
+    """Conditions and settings of one segment.
 
     Attributes:
         index: Which segment, from 0.
-        condition: The picture.
+        condition: The picture. Its motion latents, if any, must be in the latents at every call of
+            the model and in the result.
         windows: Audio features around each frame, `(S, T, 5, L, C)`.
         text: Encoded prompts.
         token_masks: Where each speaker is on the token grid, `(S + 1, N)`, if there are several.
+        config: Steps, shift, guidance and audio strength.
+        generator: Source of further noise.
+        on_step: To be called after every step; what it raises ends the sampling.
     """
 
     index: int
@@ -57,32 +61,16 @@ class SegmentInputs:
     windows: Tensor
     text: Text
     token_masks: Tensor | None
+    config: SamplingConfig
+    generator: Generator
+    on_step: OnSamplerStep
 
 
 class SegmentSampler(Protocol):
     """Turns noise into the clean latents of one segment."""
 
-    def sample(
-        self,
-        noise: Tensor,
-        inputs: SegmentInputs,
-        *,
-        config: SamplingConfig,
-        generator: Generator,
-        on_step: OnSamplerStep,
-    ) -> Tensor:
-        """Sample a segment.
-
-        Args:
-            noise: `(1, 16, F, h, w)` float32.
-            inputs: What the transformer is told. The motion latents of the condition, if any, must
-                stand in the latents at every call of the model and in the result.
-            config: Steps, shift, guidance and audio strength.
-            generator: Where further noise is drawn.
-            on_step: To be called after every step; what it raises ends the sampling.
-
-        Returns:
-            Clean latents, `(1, 16, F, h, w)` float32.
+    def sample(self, noise: Tensor, inputs: SegmentInputs) -> Tensor:
+        """Sample clean latents from noise, both `(1, 16, F, h, w)` float32.
 
         Raises:
             MultiTalkError: If the latents are no longer finite numbers.
@@ -99,25 +87,16 @@ class EulerSampler:
         self._dtype = dtype
         self._hooks = Hooks(attends=attends)
 
-    def sample(
-        self,
-        noise: Tensor,
-        inputs: SegmentInputs,
-        *,
-        config: SamplingConfig,
-        generator: Generator,
-        on_step: OnSamplerStep,
-    ) -> Tensor:
+    def sample(self, noise: Tensor, inputs: SegmentInputs) -> Tensor:
         """Sample a segment as upstream does; see `SegmentSampler`."""
+        config = inputs.config
         schedule = timesteps(config.steps, shift=config.shift)
         motion = inputs.condition.motion
         guidance = Guidance(config)
         cache = StepCache(
             config.step_cache, fixed_frames=0 if motion is None else motion.num_frames
         )
-        velocities = self.velocities(
-            inputs, audio_strength=config.audio_strength, device=noise.device
-        )
+        velocities = self.velocities(inputs, device=noise.device)
 
         def guided(latents: Tensor, timestep: float) -> Tensor:
             now = moment(timestep, schedule)
@@ -129,12 +108,15 @@ class EulerSampler:
             return guidance.combine(passes, found)
 
         return euler(
-            noise, guided, schedule=schedule, motion=motion, generator=generator, on_step=on_step
+            noise,
+            guided,
+            schedule=schedule,
+            motion=motion,
+            generator=inputs.generator,
+            on_step=inputs.on_step,
         )
 
-    def velocities(
-        self, inputs: SegmentInputs, *, audio_strength: float, device: torch.device
-    ) -> Velocities:
+    def velocities(self, inputs: SegmentInputs, *, device: torch.device) -> Velocities:
         """Give the model as a function; the audio is projected once, here.
 
         The passes of a step are one batch, so that every weight is decoded or moved once for all.
@@ -146,7 +128,7 @@ class EulerSampler:
         windows = inputs.windows.to(device, dtype)
         masks = None if inputs.token_masks is None else inputs.token_masks.to(device)
         voiced, silence = (
-            AudioContext(transformer.project_audio(one), masks, audio_strength)
+            AudioContext(transformer.project_audio(one), masks, inputs.config.audio_strength)
             for one in (windows, silent(windows))
         )
         prompt, negative = inputs.text
