@@ -56,11 +56,11 @@ class Step(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """What the video has more after a segment.
+    """Output of one segment.
 
     Attributes:
         frames: Frames that no later segment changes, `(3, T, H, W)` float32 on the CPU in [-1, 1].
-        state: From which the next segment starts; `None` after the last one.
+        state: Start of the next segment; `None` after the last one.
     """
 
     frames: Tensor
@@ -84,7 +84,7 @@ class Engine:
         self._device = torch.device(device)
 
     def plan(self, scene: Scene, config: SamplingConfig) -> SegmentPlan:
-        """Cut the video into segments."""
+        """Divide the video into segments."""
         return plan(
             scene.speech.num_frames,
             segment_frames=config.segment_frames,

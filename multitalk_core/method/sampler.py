@@ -1,9 +1,9 @@
 """Sampling one segment: from noise to clean latents.
 
-Fifth step of a video; follows the inner loop of MultiTalk `wan/multitalk.py:generate`. A
-`SegmentSampler` does it: `EulerSampler` takes upstream's Euler steps, and ComfyUI's samplers come
-in as another one. Whichever it is, the frames taken over from the segment before must be in place
-at every call of the model, and at the end. Latents stay float32; the model computes in its dtype.
+Follows the inner loop of MultiTalk `wan/multitalk.py:generate`. `EulerSampler` takes upstream's
+Euler steps; ComfyUI's samplers are another `SegmentSampler`. Every sampler keeps the motion frames
+in place at each call of the model and in the result. Latents are float32; the model computes in
+its own dtype.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .schedule import clean_estimate, euler_step, moment, timesteps
 from .step_cache import StepCache
 
 Velocities = Callable[[Tensor, float, Sequence[Pass]], list[Tensor]]
-"""The model within one segment: latents `(1, 16, F, h, w)`, timestep, the passes of this step ->
-one velocity for each, in their order, float32."""
+"""The model within one segment: from latents `(1, 16, F, h, w)`, timestep and passes of the step to
+one float32 velocity for each pass."""
 
 GuidedVelocity = Callable[[Tensor, float], Tensor]
-"""All passes of one step with their guidance: latents, timestep -> velocity, float32."""
+"""The guided model: from latents and timestep to one float32 velocity."""
 
 OnSamplerStep = Callable[[int, int, Tensor], None]
 """Called after a step with its index, the number of steps, and the clean latents it points to."""
@@ -117,9 +117,9 @@ class EulerSampler:
         )
 
     def velocities(self, inputs: SegmentInputs, *, device: torch.device) -> Velocities:
-        """Give the model as a function; the audio is projected once, here.
+        """Return the model as a function, with the audio projected once for all steps.
 
-        The passes of a step are one batch, so that every weight is decoded or moved once for all.
+        The passes of a step are one batch, so that each weight is decoded or moved once.
         """
         dtype, transformer = self._dtype, self._transformer
         channels, image = (
@@ -176,7 +176,7 @@ def euler(
     generator: Generator,
     on_step: OnSamplerStep,
 ) -> Tensor:
-    """Take Euler steps, with the motion latents noised anew at each.
+    """Take Euler steps; the motion latents get new noise at each.
 
     Args:
         noise: `(1, 16, F, h, w)` float32.

@@ -76,8 +76,7 @@ def plan(num_frames: int, *, segment_frames: int, motion_frames: int) -> Segment
     if num_frames < 1:
         raise InputError(f"A video of {num_frames} frames has no picture. Give a longer voice.")
     if num_frames <= segment_frames:
-        sampled = -(-(num_frames - 1) // FRAME_STRIDE) * FRAME_STRIDE + 1
-        segment_frames = sampled
+        segment_frames = -(-(num_frames - 1) // FRAME_STRIDE) * FRAME_STRIDE + 1
     stretches = [(0, segment_frames)]
     while stretches[-1][1] < num_frames:
         start = stretches[-1][1] - motion_frames
