@@ -1,6 +1,6 @@
 """Segments: the stretches of video that are sampled one after another, and what each adds.
 
-Third step of a video; follows the loop of MultiTalk `wan/multitalk.py:generate`.
+Fourth step of a video; follows the loop of MultiTalk `wan/multitalk.py:generate`.
 A segment takes over `motion_frames` frames from the one before and adds the rest. Departures: the
 video is exactly as long as the sound and the last segment is filled with silence, where upstream
 plays the features backwards, loses three frames and may return no video at all; a video shorter
