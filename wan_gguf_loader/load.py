@@ -63,9 +63,9 @@ def account_for(file: WeightsFile, read: Collection[str]) -> None:
         read: Names of the tensors that are read from it or from a file beside it.
 
     Raises:
-        GGUFError: If another tensor belongs to a layer with weights among `read`.
+        GGUFError: If another tensor belongs to a layer or a tensor among `read`.
     """
-    layers = {name.removesuffix(".weight") for name in read if name.endswith(".weight")}
+    layers = {name.removesuffix(".weight") for name in read}
     beside = file.variant.spelling.naming.beside
     unread = [
         name for name in file.tensors if name not in read and not (beside and beside.search(name))

@@ -10,18 +10,32 @@ from torch import Tensor, nn
 
 from ...multitalk_core.errors import InputError, WeightsError
 from ...standalone.encoders import load_image_encoder, load_text_encoder
+from ...standalone.inspection import inspect_file
 from ...standalone.request import Lora, ModelFiles
 from ...standalone.vae import load_vae
 from ...standalone.weights import OpenFiles
 from ...wan_gguf_loader.errors import GGUFError
 from ...wan_gguf_loader.ops import GGUFLinear
 from . import values
-from .files import Family, Variant, Written
+from .files import Family, Refused, Variant, Written
 from .plain import PlainSet
 from .result import Result, compared, refused
 from .spellings import transformers_state, wan_vae_state
 
 _CPU = torch.device("cpu")
+OPTIONS: Mapping[Family, str] = {
+    "base": "--base",
+    "adapter": "--adapter",
+    "merged": "--base",
+    "text_encoder": "--text-encoder",
+    "clip_vision": "--clip-vision",
+    "wav2vec2": "--wav2vec",
+    "vae": "--vae",
+    "lora": "--lora",
+    "lookalike": "--base",
+}
+_SEVERAL = ("vae: in a checkpoint beside the base",)
+"""They hold several models, of which `inspect` names the first."""
 _PLACES: Mapping[Family, str] = {
     "merged": "base",
     "lookalike": "base",
@@ -29,12 +43,30 @@ _PLACES: Mapping[Family, str] = {
 
 
 def check(variant: Variant, written: Written, plain: PlainSet) -> Result:
-    """Load a variant with the rest of the plain set, as `multitalk generate` does."""
+    """Load a variant with the rest of the plain set, as `multitalk generate` does.
+
+    `multitalk inspect` must say of a file that loads what `generate` does with it.
+    """
     try:
         loaded = _load(variant.family, written.path, plain)
     except (GGUFError, InputError, WeightsError) as error:
-        return refused(str(error), written.outcome)
-    return compared(loaded, written.outcome)
+        result = refused(str(error), written.outcome)
+    else:
+        result = compared(loaded, written.outcome)
+    if isinstance(written.outcome, Refused) or result.problem:
+        return result
+    return Result(result.text, _contradiction(variant, written.path))
+
+
+def _contradiction(variant: Variant, path: Path) -> str:
+    """Say how `multitalk inspect` contradicts what `generate` took; empty if it does not."""
+    try:
+        option = inspect_file(path).option
+    except (GGUFError, WeightsError) as error:
+        return f"inspect refuses it: {error}"
+    wanted = OPTIONS[variant.family]
+    several = variant.title in _SEVERAL
+    return "" if option == wanted or several else f"inspect says {option}, not {wanted}"
 
 
 def _load(family: Family, path: Path, plain: PlainSet) -> Mapping[str, Tensor]:

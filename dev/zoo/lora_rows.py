@@ -15,56 +15,30 @@ from torch import Tensor
 from . import values
 from .codecs import E4M3, E5M2
 from .files import Loads, Refused, Variant, Written
+from .lora_forms import (
+    KOHYA,
+    PEFT,
+    RANK,
+    Form,
+    Tensors,
+    convolution,
+    dora,
+    loha,
+    lokr,
+    lokr_in_factors,
+    low_rank,
+    scaled,
+)
 from .spellings import diffusers_wan
 from .stored import is_matrix
 from .values import noise
 
-Tensors = Mapping[str, Tensor]
 Spell = Callable[[str], str]
-Form = Callable[[str, Tensor], tuple[Tensors, Tensor]]
-"""Makes the tensors of a layer, by what follows its name, and its changed weight."""
-
-RANK = 4
 LAYERS = (
     "blocks.0.self_attn.q", "blocks.0.cross_attn.k_img", "blocks.0.ffn.2", "blocks.1.self_attn.o",
     "blocks.1.cross_attn.v", "blocks.1.ffn.0",
 )  # fmt: skip
 _TOLERANCE = 1e-6  # sums in another order
-
-
-def factors(
-    layer: str, weight: Tensor, dtype: torch.dtype = torch.float16
-) -> tuple[Tensor, Tensor]:
-    """Draw `(out, rank)` and `(rank, in)`, rounded to a dtype."""
-    rows, columns = weight.shape[0], weight[0].numel()
-    up, down = noise(f"{layer} up", (rows, RANK)), noise(f"{layer} down", (RANK, columns))
-    return (up * 0.1).to(dtype), (down * 0.1).to(dtype)
-
-
-def low_rank(
-    up_end: str = ".lora_B.weight",
-    down_end: str = ".lora_A.weight",
-    *,
-    alpha: float | None = None,
-    scale: float | None = None,
-    dtypes: tuple[torch.dtype, torch.dtype] = (torch.float16, torch.float16),
-) -> Form:
-    """Give a plain LoRA, with an alpha of each layer, or a scale that the metadata decides."""
-
-    def make(layer: str, weight: Tensor) -> tuple[Tensors, Tensor]:
-        up, down = factors(layer, weight, torch.float32)
-        up, down = up.to(dtypes[0]), down.to(dtypes[1])
-        tensors = {up_end: up, down_end: down}
-        if alpha is not None:
-            tensors[".alpha"] = torch.tensor(alpha)
-        factor = scale if scale is not None else (alpha or RANK) / RANK
-        return tensors, weight + factor * (up.float() @ down.float()).view_as(weight)
-
-    return make
-
-
-KOHYA = low_rank(".lora_up.weight", ".lora_down.weight", alpha=6.0)
-PEFT = low_rank()
 
 
 def variant(
@@ -231,102 +205,37 @@ def _dtypes() -> Iterator[Variant]:
     for name, dtypes in pairs.items():
         yield variant(f"factors in {name}", low_rank(dtypes=dtypes), prefixed("diffusion_model."))
     for end in (".scale_weight", ".weight_scale"):
-        yield variant(f"scaled fp8 (`{end}`)", _scaled(end), prefixed("diffusion_model."))
+        yield variant(f"scaled fp8 (`{end}`)", scaled(end), prefixed("diffusion_model."))
     marker = {"scaled_fp8": torch.zeros(0, dtype=E4M3)}
     yield variant(
         "scaled fp8 with its marker",
-        _scaled(".scale_weight"),
+        scaled(".scale_weight"),
         prefixed("diffusion_model."),
         extra=marker,
     )
 
 
-def _scaled(end: str) -> Form:
-    def make(layer: str, weight: Tensor) -> tuple[Tensors, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        decoded = []
-        for name, factor in zip(
-            ("lora_B", "lora_A"), factors(layer, weight, torch.float32), strict=True
-        ):
-            scale = factor.abs().max() / 448
-            tensors[f".{name}.weight"] = (factor / scale).to(E4M3)
-            tensors[f".{name}{end}"] = scale
-            decoded.append(tensors[f".{name}.weight"].float() * scale)
-        return tensors, weight + decoded[0] @ decoded[1]
-
-    return make
-
-
 def _forms() -> Iterator[Variant]:
     for name, spell in {"Kohya": kohya, "dots": prefixed("diffusion_model.")}.items():
-        yield variant(f"LoHa, {name}", _loha, spell)
-        yield variant(f"LoKr of two matrices, {name}", _lokr, spell)
-        yield variant(f"LoKr of factors, {name}", _lokr_in_factors, spell)
-        yield variant(f"DoRA of rows (`dora_scale`), {name}", _dora(".dora_scale", 0), spell)
-        yield variant(f"DoRA of columns (`dora_scale`), {name}", _dora(".dora_scale", 1), spell)
+        yield variant(f"LoHa, {name}", loha, spell)
+        yield variant(f"LoKr of two matrices, {name}", lokr, spell)
+        yield variant(f"LoKr of factors, {name}", lokr_in_factors, spell)
+        yield variant(f"DoRA of rows (`dora_scale`), {name}", dora(".dora_scale", 0), spell)
+        yield variant(f"DoRA of columns (`dora_scale`), {name}", dora(".dora_scale", 1), spell)
     peft = prefixed("base_model.model.")
     yield variant(
-        "DoRA of PEFT (`lora_magnitude_vector`)", _dora(".lora_magnitude_vector", 0, PEFT), peft
+        "DoRA of PEFT (`lora_magnitude_vector`)", dora(".lora_magnitude_vector", 0, PEFT), peft
     )
     yield variant(
-        "DoRA of PEFT, named adapter", _dora(".lora_magnitude_vector.default.weight", 0, PEFT), peft
+        "DoRA of PEFT, named adapter", dora(".lora_magnitude_vector.default.weight", 0, PEFT), peft
     )
     patch = ("patch_embedding",)
     yield variant(
         "of the patch embedding, as a convolution",
-        _convolution,
+        convolution,
         prefixed("diffusion_model."),
         layers=patch,
     )
-
-
-def _loha(layer: str, weight: Tensor) -> tuple[Tensors, Tensor]:
-    one = factors(f"{layer} 1", weight)
-    two = factors(f"{layer} 2", weight)
-    names = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
-    tensors = {f".{name}": factor for name, factor in zip(names, (*one, *two), strict=True)}
-    change = (one[0].float() @ one[1].float()) * (two[0].float() @ two[1].float())
-    return {**tensors, ".alpha": torch.tensor(3.0)}, weight + 3 / RANK * change
-
-
-def _lokr(layer: str, weight: Tensor) -> tuple[Tensors, Tensor]:
-    one, two = _kronecker_pair(layer, weight)
-    tensors = {".lokr_w1": one, ".lokr_w2": two, ".alpha": torch.tensor(8.0)}
-    return tensors, weight + torch.kron(one.float(), two.float())
-
-
-def _lokr_in_factors(layer: str, weight: Tensor) -> tuple[Tensors, Tensor]:
-    one, two = _kronecker_pair(layer, weight)
-    up, down = factors(layer, two)
-    tensors = {".lokr_w1": one, ".lokr_w2_a": up, ".lokr_w2_b": down, ".alpha": torch.tensor(8.0)}
-    return tensors, weight + 8 / RANK * torch.kron(one.float(), up.float() @ down.float())
-
-
-def _kronecker_pair(layer: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-    rows, columns = weight.shape
-    one, two = noise(f"{layer} one", (8, 4)), noise(f"{layer} two", (rows // 8, columns // 4))
-    return (one * 0.1).half(), (two * 0.1).half()
-
-
-def _dora(end: str, axis: int, form: Form = KOHYA) -> Form:
-    """Rescale the rows (0) or columns (1) of the changed weight to stored norms."""
-
-    def make(layer: str, weight: Tensor) -> tuple[Tensors, Tensor]:
-        tensors, changed = form(layer, weight)
-        norms = weight.norm(dim=1 - axis, keepdim=True) * 1.25
-        stored = norms if end == ".dora_scale" else norms.flatten()
-        return {**tensors, end: stored}, changed / changed.norm(dim=1 - axis, keepdim=True) * norms
-
-    return make
-
-
-def _convolution(layer: str, weight: Tensor) -> tuple[Tensors, Tensor]:
-    up, down = factors(layer, weight)
-    tensors = {
-        ".lora_up.weight": up[:, :, None, None, None],
-        ".lora_down.weight": down.view(RANK, *weight.shape[1:]),
-    }
-    return tensors, weight + (up.float() @ down.float()).view_as(weight)
 
 
 def _differences() -> Iterator[Variant]:

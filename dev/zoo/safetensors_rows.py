@@ -212,6 +212,15 @@ def _official() -> Iterator[Variant]:
         "`.gguf`": "base.gguf",
     }.items():
         yield one_file("base", f"safetensors under {name}", base, file=file)
+    same: dict[str, tuple[Family, Build]] = {
+        "Wan2.1 Fun-InP or SkyReels-V2 I2V (the same tensors)": ("base", base),
+        "SkyReels-V3-A2V (the same tensors)": ("merged", lambda: merged(BRAIN)),
+    }
+    for name, (family, build) in same.items():
+        yield one_file(family, name, build, file="diffusion_pytorch_model.safetensors")
+    yield sharded(
+        "merged", "SoulX-FlashTalk-14B (the same tensors)", lambda: merged(BRAIN), as_index
+    )
     yield one_file(
         "base",
         "with the buffer of its rotations (`freqs`)",

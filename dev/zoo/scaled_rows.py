@@ -277,6 +277,12 @@ def _unknown() -> Iterator[Variant]:
     )
     yield _refused("base", "int8 values without any scale", "I8 numbers", plain(torch.int8))
     yield _refused("base", "GPTQ (`.qweight`, `.qzeros`)", "GPTQ", _gptq)
+    yield one_file(
+        "base",
+        "a scale beside the modulation",
+        lambda: stored("base", plain(HALF)).plus(**{"head.modulation.scale": _ONE}),
+        outcome=Refused("no known use"),
+    )
     yield _refused("base", "SVDQuant (Nunchaku)", "SVDQuant", _svdquant)
     yield _refused("base", "torchao fp8", "torchao", _torchao)
     lightx2v = {".weight_global_scale": _ONE, ".input_global_scale": _ONE}

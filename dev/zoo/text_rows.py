@@ -14,7 +14,7 @@ from .codecs import E4M3, Codec, comfy, plain, scaled, with_descriptions
 from .files import Loads, Refused, Variant, Written
 from .safetensors_rows import BRAIN, DTYPES, HALF, Build, one_file, sharded
 from .spellings import llama_umt5, wan_umt5
-from .stored import Stored, encode, is_matrix
+from .stored import Stored, encode, is_matrix, save_shards
 
 SCALED = scaled(E4M3, ".scale_weight")
 FORMATS = ("float8_e4m3fn", "int8_tensorwise", "mxfp8", "nvfp4")
@@ -45,6 +45,7 @@ def rows() -> Iterator[Variant]:
         lambda: released(plain(BRAIN)),
         lambda paths: paths[0].parent,
     )
+    yield from _folders()
     yield from _in_gguf()
     refused: dict[str, tuple[str, Build]] = {
         "T5 v1.1 (one position bias)": ("T5 text encoder, not UMT5", _t5),
@@ -115,6 +116,29 @@ def _originals() -> Iterator[Variant]:
         lambda: _without_tokenizer(plain(HALF)),
         beside=True,
     )
+
+
+def _folders() -> Iterator[Variant]:
+    """Folders of whole models, which keep the tokenizer in a folder of its own."""
+
+    def diffusers(folder: Path) -> Written:
+        own = folder / "text_encoder"
+        for place in (own, folder / "tokenizer"):
+            place.mkdir()
+        (folder / "tokenizer" / _BESIDE).write_bytes(values.tokenizer())
+        stored = _without_tokenizer(plain(BRAIN))
+        save_shards(stored, own, stem="model", count=3, index=True)
+        return Written(own, Loads(stored.values))
+
+    def official(folder: Path) -> Written:
+        place = folder / "google" / "umt5-xxl"
+        place.mkdir(parents=True)
+        (place / _BESIDE).write_bytes(values.tokenizer())
+        stored = _without_tokenizer(plain(BRAIN)).renamed(wan_umt5)
+        return stored.save(folder / "models_t5_umt5-xxl-enc-bf16.safetensors")
+
+    yield Variant(_FAMILY, "diffusers' folder, tokenizer in `../tokenizer`", diffusers)
+    yield Variant(_FAMILY, "Wan's folder, tokenizer in `google/umt5-xxl`", official)
 
 
 def _tokenizerless(name: str, build: Build, *, beside: bool) -> Variant:

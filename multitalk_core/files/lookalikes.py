@@ -88,11 +88,14 @@ models that only this tells: their tensors are those of Wan2.1."""
 
 ENDINGS = {
     "._data": "quantised by optimum-quanto, a form that is not read here",
-    ".weight_int8": "an int8 LongCat-Avatar model (another audio method)",
+    "._weight_qdata": "quantised by torchao, a form that is not read here",
     ".quant_map": "quantised by bitsandbytes, a form that is not read here",
+    ".SCB": "quantised by bitsandbytes, a form that is not read here",
+    ".smooth_factor": "quantised by SVDQuant (Nunchaku), a form that is not read here",
     ".qweight": "quantised by GPTQ or AWQ, a form that is not read here",
+    ".weight_int8": "an int8 LongCat-Avatar model (another audio method)",
 }
-"""Endings of tensor names, and what only has such."""
+"""Endings of tensor names, and what only has such; the first that a file has tells it."""
 
 BASES = (
     Base("a Wan2.2 5B model", width=3072),

@@ -138,6 +138,20 @@ OTHERS: dict[str, tuple[Shapes, str]] = {
     ),
     "scail": (I2V | {"patch_embedding_pose.weight": (5120, 16, 1, 2, 2)}, "SCAIL"),
     "skyreels-v2-df": (T2V | {"fps_embedding.weight": (2, 5120)}, "SkyReels-V2 diffusion-forcing"),
+    "torchao": ({"blocks.0.self_attn.q._weight_qdata": (5120, 5120)}, "torchao"),
+    "bitsandbytes-int8": (I2V | {"blocks.0.self_attn.q.SCB": (5120,)}, "bitsandbytes"),
+    "bitsandbytes-nf4": (
+        I2V | {"blocks.0.self_attn.q.weight.quant_map": (16,)},
+        "bitsandbytes",
+    ),
+    "svdquant": (
+        {"blocks.0.self_attn.q.qweight": (1, 1), "blocks.0.self_attn.q.smooth_factor": (5120,)},
+        "SVDQuant",
+    ),
+    "gptq": (
+        {"blocks.0.self_attn.q.qweight": (1, 1), "blocks.0.self_attn.q.qzeros": (1, 1)},
+        "GPTQ or AWQ",
+    ),
     "quanto": ({"blocks.0.self_attn.q.weight._data": (5120, 5120)}, "quanto"),
     "patch-dropped": (
         {n: s for n, s in I2V.items() if n != "patch_embedding.weight"},

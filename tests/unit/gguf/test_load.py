@@ -199,3 +199,31 @@ def test_load_peak_memory_is_the_packed_bytes(repository: Path, tmp_path: Path) 
     assert report["packed_bytes"] > 900e6
     assert report["kept_bytes"] > 0.95 * report["packed_bytes"]
     assert report["peak_over_packed"] <= 1.1
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blocks.0.ffn.weight_scaling",
+        "blocks.0.ffn.zero.point",
+        "blocks.0.norm3.scale",
+        "blocks.0.modulation.scale_weight",
+        "head.bias.scale",
+    ],
+)
+def test_tensor_of_a_loaded_layer_that_nothing_reads_is_refused(name: str, tmp_path: Path) -> None:
+    save_file({**tensors(), name: torch.ones(1)}, tmp_path / "base.safetensors")
+    message = rf"^base\.safetensors: 1 tensors of layers .* of no known use: {name}\."
+    with pytest.raises(GGUFError, match=message):
+        load_weights(Model(), [open_weights(tmp_path / "base.safetensors")])
+
+
+def test_tensors_of_no_layer_are_left_out_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    others = {"freqs": torch.ones(1), "blocks.0.other.weight": torch.ones(1)}
+    save_file({**tensors(), **others}, tmp_path / "base.safetensors")
+    load_weights(Model(), [open_weights(tmp_path / "base.safetensors")])
+    (record,) = caplog.records
+    assert "2 tensors have no place in this model" in record.message
+    assert all(name in record.message for name in others)
