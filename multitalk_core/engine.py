@@ -57,11 +57,11 @@ class Step(NamedTuple):
 
 
 class Finished(NamedTuple):
-    """What the video has more after a segment.
+    """Output of one segment.
 
     Attributes:
         frames: Frames that no later segment changes, `(3, T, H, W)` float32 on the CPU in [-1, 1].
-        state: From which the next segment starts; `None` after the last one.
+        state: Start of the next segment; `None` after the last one.
     """
 
     frames: Tensor
@@ -85,7 +85,7 @@ class Engine:
         self._device = torch.device(device)
 
     def plan(self, scene: Scene, config: SamplingConfig) -> SegmentPlan:
-        """Cut the video into segments."""
+        """Divide the video into segments."""
         return plan(
             scene.speech.num_frames,
             segment_frames=config.segment_frames,
@@ -154,10 +154,10 @@ class Engine:
                     windows=scene.speech.windows(segment),
                     text=scene.text_at(index),
                     token_masks=scene.picture.token_masks,
+                    config=config,
+                    generator=generator,
+                    on_step=_reporter(on_step, index, len(chosen.segments)),
                 ),
-                config=config,
-                generator=generator,
-                on_step=_reporter(on_step, index, len(chosen.segments)),
             )
             frames = self._decode(latents, index, reference=reference, config=config)
             joined = join(

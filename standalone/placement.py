@@ -102,7 +102,11 @@ class PlacedEngine:
                     raise
                 number = 1 if state is None else state.num_done + 1
                 if self.streamed:
-                    raise _too_little(number) from reason
+                    raise MultiTalkError(
+                        f"The card's memory ran out in segment {number}, and no plan needs less "
+                        "of it. Give a smaller --size or fewer --segment-frames, or close other "
+                        "programs that use the card."
+                    ) from reason
             # Only here are the tensors of the failed work freed; the error referred to them.
             _log.warning(
                 "The card's memory ran out in segment %d; the segment starts again with %s.",
@@ -117,10 +121,3 @@ class PlacedEngine:
         self._vae.may_tile = self._may_change
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _too_little(number: int) -> MultiTalkError:
-    return MultiTalkError(
-        f"The card's memory ran out in segment {number}, and no plan needs less of it. Give a "
-        "smaller --size or fewer --segment-frames, or close other programs that use the card."
-    )

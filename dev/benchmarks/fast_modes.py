@@ -50,9 +50,9 @@ class CountingSampler(EulerSampler):
         self.ran: list[Pass] = []
         self.made: list[Tensor] = []
 
-    def sample(self, noise: Tensor, inputs: SegmentInputs, **given: Any) -> Tensor:
+    def sample(self, noise: Tensor, inputs: SegmentInputs) -> Tensor:
         """Sample a segment."""
-        self.made.append(super().sample(noise, inputs, **given))
+        self.made.append(super().sample(noise, inputs))
         return self.made[-1]
 
     def velocities(self, inputs: SegmentInputs, **given: Any) -> Velocities:

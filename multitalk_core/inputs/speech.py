@@ -1,6 +1,6 @@
 """Speech: what each speaker says, as audio features at the video's frame rate.
 
-Second step of a video: `listen` runs the voice encoder over every speaker's track. Follows
+Third step of a video: `listen` runs the voice encoder over every speaker's track. Follows
 `get_embedding` in MultiTalk `generate_multitalk.py`.
 
 Letters: S speakers, T video frames, L layers of Wav2Vec2, C their width.

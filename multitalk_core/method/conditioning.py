@@ -1,6 +1,6 @@
 """The conditions of one segment from the picture: channels, image tokens, motion latents.
 
-Fourth step of a video; follows the upstream loops, MultiTalk `wan/multitalk.py`
+Fifth step of a video; follows the upstream loops, MultiTalk `wan/multitalk.py`
 and InfiniteTalk `wan/multitalk.py:generate_infinitetalk`:
 
                      MultiTalk                            InfiniteTalk

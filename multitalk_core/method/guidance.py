@@ -117,7 +117,7 @@ class Guidance:
 
 
 class Projection:
-    """APG of one guidance difference: momentum, a bound on its norm, then the part across."""
+    """APG of one guidance difference: momentum, a bound on its norm, then a projection."""
 
     def __init__(self, config: ApgConfig) -> None:
         """Start with no momentum."""
@@ -125,7 +125,7 @@ class Projection:
         self._running: Tensor | None = None
 
     def __call__(self, difference: Tensor, full: Tensor) -> Tensor:
-        """Give the part of the averaged difference that stands across the full prediction.
+        """Return the part of the averaged difference perpendicular to the full prediction.
 
         Norm and projection span the whole latent `(1, 16, F, h, w)`; the projection is taken
         in float64, as upstream does.

@@ -1,10 +1,9 @@
 """Sampling one segment: from noise to clean latents.
 
-Fifth step of a video; follows the inner loop of MultiTalk `wan/multitalk.py:generate`, and of
-SoulX-FlashTalk `FlashTalkPipeline.generate`, whose steps end in new noise. A `SegmentSampler` does
-it: `EulerSampler` takes upstream's steps, and ComfyUI's samplers come in as another one. Whichever
-it is, the frames taken over from the segment before must be in place at every call of the model,
-and at the end. Latents stay float32; the model computes in its dtype.
+Follows the inner loop of MultiTalk `wan/multitalk.py:generate`, and of SoulX-FlashTalk
+`FlashTalkPipeline.generate`, whose steps end in new noise. `EulerSampler` takes upstream's steps;
+ComfyUI's samplers are another `SegmentSampler`. Every sampler keeps the motion frames in place at
+each call of the model and in the result. Latents are float32; the model computes in its own dtype.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from .schedule import add_noise, clean_estimate, euler_step, moment, timesteps
 from .step_cache import StepCache
 
 Velocities = Callable[[Tensor, float, Sequence[Pass]], list[Tensor]]
-"""The model within one segment: latents `(1, 16, F, h, w)`, timestep, the passes of this step ->
-one velocity for each, in their order, float32."""
+"""The model within one segment: from latents `(1, 16, F, h, w)`, timestep and passes of the step to
+one float32 velocity for each pass."""
 
 GuidedVelocity = Callable[[Tensor, float], Tensor]
-"""All passes of one step with their guidance: latents, timestep -> velocity, float32."""
+"""The guided model: from latents and timestep to one float32 velocity."""
 
 OnSamplerStep = Callable[[int, int, Tensor], None]
 """Called after a step with its index, the number of steps, and the clean latents it points to."""
@@ -43,14 +42,18 @@ OnSamplerStep = Callable[[int, int, Tensor], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SegmentInputs:
-    """What the transformer is told throughout one segment.
+    """Conditions and settings of one segment.
 
     Attributes:
         index: Which segment, from 0.
-        condition: The picture.
+        condition: The picture. Its motion latents, if any, must be in the latents at every call of
+            the model and in the result.
         windows: Audio features around each frame, `(S, T, 5, L, C)`.
         text: Encoded prompts.
         token_masks: Where each speaker is on the token grid, `(S + 1, N)`, if there are several.
+        config: Steps, shift, guidance and audio strength.
+        generator: Source of further noise.
+        on_step: To be called after every step; what it raises ends the sampling.
     """
 
     index: int
@@ -58,32 +61,16 @@ class SegmentInputs:
     windows: Tensor
     text: Text
     token_masks: Tensor | None
+    config: SamplingConfig
+    generator: Generator
+    on_step: OnSamplerStep
 
 
 class SegmentSampler(Protocol):
     """Turns noise into the clean latents of one segment."""
 
-    def sample(
-        self,
-        noise: Tensor,
-        inputs: SegmentInputs,
-        *,
-        config: SamplingConfig,
-        generator: Generator,
-        on_step: OnSamplerStep,
-    ) -> Tensor:
-        """Sample a segment.
-
-        Args:
-            noise: `(1, 16, F, h, w)` float32.
-            inputs: What the transformer is told. The motion latents of the condition, if any, must
-                stand in the latents at every call of the model and in the result.
-            config: Steps, shift, guidance and audio strength.
-            generator: Where further noise is drawn.
-            on_step: To be called after every step; what it raises ends the sampling.
-
-        Returns:
-            Clean latents, `(1, 16, F, h, w)` float32.
+    def sample(self, noise: Tensor, inputs: SegmentInputs) -> Tensor:
+        """Sample clean latents from noise, both `(1, 16, F, h, w)` float32.
 
         Raises:
             MultiTalkError: If the latents are no longer finite numbers.
@@ -100,25 +87,16 @@ class EulerSampler:
         self._dtype = dtype
         self._hooks = Hooks(attends=attends)
 
-    def sample(
-        self,
-        noise: Tensor,
-        inputs: SegmentInputs,
-        *,
-        config: SamplingConfig,
-        generator: Generator,
-        on_step: OnSamplerStep,
-    ) -> Tensor:
+    def sample(self, noise: Tensor, inputs: SegmentInputs) -> Tensor:
         """Sample a segment as upstream does; see `SegmentSampler`."""
+        config = inputs.config
         schedule = timesteps(config.steps, shift=config.shift, method=config.method)
         motion = inputs.condition.motion
         guidance = Guidance(config)
         cache = StepCache(
             config.step_cache, fixed_frames=0 if motion is None else motion.num_frames
         )
-        velocities = self.velocities(
-            inputs, audio_strength=config.audio_strength, device=noise.device
-        )
+        velocities = self.velocities(inputs, device=noise.device)
 
         def guided(latents: Tensor, timestep: float) -> Tensor:
             now = moment(timestep, schedule)
@@ -135,16 +113,14 @@ class EulerSampler:
             schedule=schedule,
             motion=motion,
             renoised=config.method == "flashtalk",
-            generator=generator,
-            on_step=on_step,
+            generator=inputs.generator,
+            on_step=inputs.on_step,
         )
 
-    def velocities(
-        self, inputs: SegmentInputs, *, audio_strength: float, device: torch.device
-    ) -> Velocities:
-        """Give the model as a function; the audio is projected once, here.
+    def velocities(self, inputs: SegmentInputs, *, device: torch.device) -> Velocities:
+        """Return the model as a function, with the audio projected once for all steps.
 
-        The passes of a step are one batch, so that every weight is decoded or moved once for all.
+        The passes of a step are one batch, so that each weight is decoded or moved once.
         """
         dtype, transformer = self._dtype, self._transformer
         channels, image = (
@@ -153,7 +129,7 @@ class EulerSampler:
         windows = inputs.windows.to(device, dtype)
         masks = None if inputs.token_masks is None else inputs.token_masks.to(device)
         voiced, silence = (
-            AudioContext(transformer.project_audio(one), masks, audio_strength)
+            AudioContext(transformer.project_audio(one), masks, inputs.config.audio_strength)
             for one in (windows, silent(windows))
         )
         prompt, negative = inputs.text
@@ -202,7 +178,7 @@ def euler(
     generator: Generator,
     on_step: OnSamplerStep,
 ) -> Tensor:
-    """Take Euler steps, with the motion latents noised anew at each.
+    """Take Euler steps; the motion latents get new noise at each.
 
     Args:
         noise: `(1, 16, F, h, w)` float32.

@@ -1,6 +1,6 @@
 """Segments: the stretches of video that are sampled one after another, and what each adds.
 
-Third step of a video; follows the loop of MultiTalk `wan/multitalk.py:generate`.
+Fourth step of a video; follows the loop of MultiTalk `wan/multitalk.py:generate`.
 A segment takes over `motion_frames` frames from the one before and adds the rest. Departures: the
 video is exactly as long as the sound and the last segment is filled with silence, where upstream
 plays the features backwards, loses three frames and may return no video at all; a video shorter
@@ -76,8 +76,7 @@ def plan(num_frames: int, *, segment_frames: int, motion_frames: int) -> Segment
     if num_frames < 1:
         raise InputError(f"A video of {num_frames} frames has no picture. Give a longer voice.")
     if num_frames <= segment_frames:
-        sampled = -(-(num_frames - 1) // FRAME_STRIDE) * FRAME_STRIDE + 1
-        segment_frames = sampled
+        segment_frames = -(-(num_frames - 1) // FRAME_STRIDE) * FRAME_STRIDE + 1
     stretches = [(0, segment_frames)]
     while stretches[-1][1] < num_frames:
         start = stretches[-1][1] - motion_frames

@@ -91,7 +91,12 @@ class AudioProjection(nn.Module):
         Raises:
             InputError: If T is not 4n + 1, or the adapter needs other L or C.
         """
-        self._check(windows)
+        if windows.shape[1] % FRAME_STRIDE != 1:
+            raise InputError(
+                f"A segment has {windows.shape[1]} video frames; it needs a multiple of 4, plus 1. "
+                "Change the segment length."
+            )
+        self.config.check_features(*windows.shape[-2:])
         first, later = first_frame(windows), later_frames(windows)
         hidden = torch.cat((self.proj1(first).relu(), self.proj1_vf(later).relu()), dim=1)
         tokens: Tensor = self.proj3(self.proj2(hidden).relu())
@@ -100,15 +105,6 @@ class AudioProjection(nn.Module):
             return tokens
         weight, bias = self.norm.weight.to(tokens.dtype), self.norm.bias.to(tokens.dtype)
         return functional.layer_norm(tokens, weight.shape, weight, bias, _NORM_EPS)
-
-    def _check(self, windows: Tensor) -> None:
-        if windows.shape[1] % FRAME_STRIDE != 1:
-            raise InputError(
-                f"A segment has {windows.shape[1]} video frames; it needs a multiple of 4, plus 1. "
-                "Change the segment length."
-            )
-        layers, channels = windows.shape[-2:]
-        self.config.check_features(layers, channels)
 
 
 def join_speakers(tokens: Tensor) -> Tensor:

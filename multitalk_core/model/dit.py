@@ -93,7 +93,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Turn tokens `(B, N, dim)` and time `(B, dim)` into `(B, N, 4 * channels)`, float32."""
         shift, scale = (self.modulation.float() + time.unsqueeze(1)).unsqueeze(2).unbind(1)
-        velocity: Tensor = self.head(modulate(self.norm(x), shift=shift, scale=scale))
+        velocity: Tensor = self.head(torch.addcmul(shift, self.norm(x), 1 + scale))
         return velocity
 
 
@@ -306,11 +306,6 @@ def time_features(timestep: Tensor, *, width: int) -> Tensor:
     half = torch.arange(width // 2, dtype=torch.float64, device=timestep.device) / (width // 2)
     angles = torch.outer(timestep.double(), _MAX_PERIOD**-half)
     return torch.cat((angles.cos(), angles.sin()), dim=1).float()
-
-
-def modulate(x: Tensor, *, shift: Tensor, scale: Tensor) -> Tensor:
-    """Return `x * (1 + scale) + shift` in float32, the dtype of shift and scale."""
-    return torch.addcmul(shift, x, 1 + scale)
 
 
 def _token_grid(latents: Tensor) -> GridSize:

@@ -123,17 +123,9 @@ class HostSampler:
         self._scheduler = scheduler
         self._seed = seed
 
-    def sample(
-        self,
-        noise: Tensor,
-        inputs: SegmentInputs,
-        *,
-        config: SamplingConfig,
-        generator: Generator,
-        on_step: OnSamplerStep,
-    ) -> Tensor:
+    def sample(self, noise: Tensor, inputs: SegmentInputs) -> Tensor:
         """Sample a segment; see `SegmentSampler`."""
-        motion = inputs.condition.motion
+        config, motion = inputs.config, inputs.condition.motion
         own = self._sampler_name == EULER
         if config.shift not in self._shifted:
             self._shifted = {config.shift: with_shift(self._model, config.shift)}
@@ -149,13 +141,13 @@ class HostSampler:
         samples = guider.sample(
             noise,
             torch.zeros_like(noise),
-            UpstreamEuler(motion, generator, renoised=config.method == "flashtalk")
+            UpstreamEuler(motion, inputs.generator, renoised=config.method == "flashtalk")
             if own
             else comfy.samplers.sampler_object(self._sampler_name),
             schedule(
                 model, scheduler=self._scheduler, sampler_name=self._sampler_name, config=config
             ),
-            callback=_callback(on_step),
+            callback=_callback(inputs.on_step),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=(self._seed + inputs.index) % 2**63,
         )

@@ -43,22 +43,23 @@ def sample(
         bench.normal(1, config.text_len, config.text_dim, seed=seed) for seed in (3, 5)
     )
     known = bench.normal(1, 20, *bench.scale.latent, seed=2).float()
+    ends: list[float] = []
     inputs = SegmentInputs(
         index=0,
         condition=Condition(known[:, 4:], known[:, :4], bench.image(), None),
         windows=bench.windows(num_speakers),
         text=Text(text, negative),
         token_masks=bench.token_masks(num_speakers),
-    )
-    ends = [now(bench.device)]
-    latents = EulerSampler(model, dtype=bench.dtype, attends=bench.attends).sample(
-        bench.normal(1, 16, *bench.scale.latent, seed=1).float(),
-        inputs,
         config=SamplingConfig(
             steps=steps, text_guidance=text_guidance, audio_guidance=audio_guidance
         ),
         generator=torch.Generator().manual_seed(0),
         on_step=lambda *_: ends.append(now(bench.device)),
+    )
+    ends.append(now(bench.device))
+    latents = EulerSampler(model, dtype=bench.dtype, attends=bench.attends).sample(
+        bench.normal(1, 16, *bench.scale.latent, seed=1).float(),
+        inputs,
     )
     return Sampled(latents, spread([b - a for a, b in pairwise(ends)]))
 

@@ -126,8 +126,8 @@ class Talk:
         seen = []
 
         class Recorded:
-            def sample(self, *args: Any, **given: Any) -> Tensor:
-                seen.append(sampler.sample(*args, **given))
+            def sample(self, noise: Tensor, inputs: SegmentInputs) -> Tensor:
+                seen.append(sampler.sample(noise, inputs))
                 return seen[-1]
 
         photo = (self.photo[0] * 255).to(torch.uint8)
@@ -184,10 +184,10 @@ class Talk:
                 ),
                 text=self.text,
                 token_masks=None,
+                config=config,
+                generator=torch.Generator().manual_seed(SEED),
+                on_step=on_step,
             ),
-            config=config,
-            generator=torch.Generator().manual_seed(SEED),
-            on_step=on_step,
         )
 
     def conditioning(self, *, frames: int = 9) -> tuple[Any, Any, Any]:

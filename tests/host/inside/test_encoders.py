@@ -20,6 +20,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
+from comfy.quant_ops import QUANT_ALGOS
 from safetensors.torch import load_file, save_file
 
 from comfyui_multitalk.dev.parity.pack import GOLDEN, unpack
@@ -78,7 +79,8 @@ def test_scaled_text_encoder_stays_packed_and_gives_what_comfyui_gives(
     layers = clip.cond_stage_model.umt5xxl.transformer.encoder.block[0].layer
     assert layers[0].SelfAttention.q.weight.dtype is torch.uint8
     assert distance(encode(clip), encode(text.load_text_encoder(plain))) < 1e-6
-    assert distance(encode(clip), encode(comfyuis_own(path))) < 1e-5
+    if pack is spellings.scaled_fp8 or "int8_tensorwise" in QUANT_ALGOS:  # newer than ComfyUI 0.23
+        assert distance(encode(clip), encode(comfyuis_own(path))) < 1e-5
 
 
 def test_text_encoder_in_plain_float8_gives_its_decoded_values(tmp_path: Path) -> None:

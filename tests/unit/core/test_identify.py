@@ -40,7 +40,7 @@ KINDS: dict[str, tuple[Shapes, FileKind]] = {
     "lora-dotted": ({"transformer.blocks.0.ffn.0.lora.up.weight": (8, 4)}, FileKind.LORA),
     "lora-loha": ({"diffusion_model.blocks.0.ffn.0.hada_w1_a": (8, 4)}, FileKind.LORA),
     "lora-lokr": ({"lycoris_blocks_0_ffn_0.lokr_w1": (4, 4)}, FileKind.LORA),
-    "lora-diff-modulation": ({"blocks.0.diff_m": (1, 6, 8)}, FileKind.LORA),
+    "lora-modulation": ({"blocks.0.diff_m": (1, 6, 8)}, FileKind.LORA),
     "lora-diff": ({"blocks.0.norm3.diff": (8,)}, FileKind.LORA),
     "vae": (VAE, FileKind.VAE),
     "vae-diffusers": ({"decoder.conv_in.weight": (384, 16, 3, 3, 3)}, FileKind.VAE),

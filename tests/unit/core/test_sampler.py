@@ -180,10 +180,10 @@ class Recording(EulerSampler):
         self.inputs: list[SegmentInputs] = []
         self.noises: list[Tensor] = []
 
-    def sample(self, noise: Tensor, inputs: SegmentInputs, **given: Any) -> Tensor:
+    def sample(self, noise: Tensor, inputs: SegmentInputs) -> Tensor:
         self.inputs.append(inputs)
         self.noises.append(noise)
-        return super().sample(noise, inputs, **given)
+        return super().sample(noise, inputs)
 
 
 def video(sampler: Any, *, on_step: Any = None) -> Tensor:
@@ -220,10 +220,10 @@ def test_samplers_latents_and_steps_are_the_videos() -> None:
     steps: list[Step] = []
 
     class Grey:
-        def sample(self, noise: Tensor, inputs: Any, *, on_step: Any, **_: Any) -> Tensor:
+        def sample(self, noise: Tensor, inputs: SegmentInputs) -> Tensor:
             latents = torch.zeros_like(noise)
             for step in range(3):
-                on_step(step, 3, latents)
+                inputs.on_step(step, 3, latents)
             return latents
 
     made = video(Grey(), on_step=steps.append)
@@ -256,9 +256,7 @@ def test_velocities_are_those_of_the_passes_in_their_order() -> None:
     recording = Recording()
     video(recording)
     latents = recording.noises[0]
-    velocities = recording.velocities(
-        recording.inputs[0], audio_strength=1.0, device=latents.device
-    )
+    velocities = recording.velocities(recording.inputs[0], device=latents.device)
     passes = (FULL, WITHOUT_TEXT, UNCONDITIONAL)
     together = velocities(latents, 700.0, passes)
     for which, velocity in zip(passes, together, strict=True):

@@ -39,7 +39,11 @@ class Model(EulerSampler):
     """A sampler of a known velocity field that notes its calls."""
 
     def __init__(self, field: Field, *, motion: Motion | None = None) -> None:
-        self.inputs: Any = SimpleNamespace(condition=SimpleNamespace(motion=motion))
+        self.inputs: Any = SimpleNamespace(
+            condition=SimpleNamespace(motion=motion),
+            generator=torch.Generator().manual_seed(2),
+            on_step=lambda *_: None,
+        )
         self.asked: list[tuple[float, tuple[Pass, ...]]] = []
         self._field = field
 
@@ -66,13 +70,8 @@ def curved(latents: Tensor, timestep: float, which: Pass) -> Tensor:
 
 
 def sample(model: Model, config: SamplingConfig) -> Tensor:
-    return model.sample(
-        draw(1),
-        model.inputs,
-        config=config,
-        generator=torch.Generator().manual_seed(2),
-        on_step=lambda *_: None,
-    )
+    model.inputs.config = config
+    return model.sample(draw(1), model.inputs)
 
 
 def fast(**settings: Any) -> SamplingConfig:
