@@ -41,7 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.disable(logging.WARNING)  # of tensors that are left out, which rows are about
     rows = [row for row in variants() if options.match in row.title]
     options.folder.mkdir(parents=True, exist_ok=True)
-    paths = {"command": check_all(options.folder, command.check, rows=rows, keep=True)}
+    paths: dict[str, Results] = {
+        "command": check_all(options.folder, command.check, rows=rows, keep=True)
+    }
     if not options.no_nodes:
         paths["nodes"] = _inside_comfyui(options.match)
     if options.docs is not None:

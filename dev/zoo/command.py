@@ -34,7 +34,10 @@ OPTIONS: Mapping[Family, str] = {
     "lora": "--lora",
     "lookalike": "--base",
 }
-_SEVERAL = ("vae: in a checkpoint beside the base",)
+_SEVERAL = (
+    "vae: in a checkpoint beside the base",
+    "text_encoder: in a checkpoint beside the base",
+)
 """They hold several models, of which `inspect` names the first."""
 _PLACES: Mapping[Family, str] = {
     "merged": "base",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 import sentencepiece
 import torch
@@ -18,7 +19,7 @@ from .stored import Stored, encode, is_matrix, save_shards
 
 SCALED = scaled(E4M3, ".scale_weight")
 FORMATS = ("float8_e4m3fn", "int8_tensorwise", "mxfp8", "nvfp4")
-_FAMILY = "text_encoder"
+_FAMILY: Final = "text_encoder"
 _BESIDE = "spiece.model"
 _LATER_BIAS = "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight"
 _MARKER = {"scaled_fp8": torch.zeros(0, dtype=E4M3)}
@@ -67,6 +68,7 @@ def _comfyui() -> dict[str, Build]:
         "plain fp8 e4m3": lambda: released(plain(E4M3)),
         "prefix `text_encoder.`": lambda: released(plain(HALF)).prefixed("text_encoder."),
         "embedding stored twice": _tied,
+        "in a checkpoint beside the base": _checkpoint,
         "scaled fp8 of every matrix": lambda: released(SCALED, every=True),
     }
     for format in FORMATS:
@@ -90,6 +92,19 @@ def _without_tokenizer(codec: Codec, *, rest: torch.dtype = HALF, every: bool = 
 def _tied() -> Stored:
     stored = released(plain(HALF))
     return stored.plus(**{"encoder.embed_tokens.weight": stored.tensors["shared.weight"]})
+
+
+def _checkpoint() -> Stored:
+    """Store what ComfyUI's Save Checkpoint writes."""
+    own = released(plain(HALF))
+    base = encode(values.base(), plain(HALF)).prefixed("model.diffusion_model.")
+    joined = base.joined(own.renamed(_in_checkpoint))
+    return joined._replace(values=own.values)
+
+
+def _in_checkpoint(name: str) -> str:
+    place = "" if name == "spiece_model" else "transformer."
+    return f"text_encoders.umt5xxl.{place}{name}"
 
 
 def _t5() -> Stored:

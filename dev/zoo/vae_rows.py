@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Final
 
 import torch
 
@@ -14,7 +15,7 @@ from .safetensors_rows import DTYPES, HALF, Build, one_file
 from .spellings import diffusers_vae
 from .stored import Stored, encode, is_weight
 
-_FAMILY = "vae"
+_FAMILY: Final = "vae"
 _WAN22 = {
     "decoder.conv1.weight": torch.ones(8, 48, 3, 3, 3),
     "encoder.conv1.weight": torch.ones(8, 12, 3, 3, 3),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .safetensors_rows import DTYPES, HALF, Build, as_index, one_file, sharded
 from .spellings import open_clip
 from .stored import Stored, encode, is_matrix, is_weight
 
-_FAMILY = "clip_vision"
+_FAMILY: Final = "clip_vision"
 _PROJECTION = "visual_projection.weight"
 _SCALED = scaled(E4M3, ".scale_weight")
 _TEXT_TOWER = {

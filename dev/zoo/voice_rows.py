@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from .files import Refused, Variant
 from .safetensors_rows import DTYPES, HALF, Build, as_index, one_file, sharded
 from .stored import Stored, encode, is_matrix, is_weight
 
-_FAMILY = "wav2vec2"
+_FAMILY: Final = "wav2vec2"
 _POSITION = "encoder.pos_conv_embed.conv"
 _PREFIX = "wav2vec2."
 _TOLERANCE = 1e-6  # torch multiplies the weight norm out in another order
