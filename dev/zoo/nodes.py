@@ -78,7 +78,7 @@ def decoded(model: nn.Module) -> dict[str, Tensor]:
             *module.named_buffers(recurse=False),
         ):
             name = f"{path}.{leaf}" if path else leaf
-            if isinstance(module, GGUFLinear) and leaf == "weight":
+            if isinstance(module, GGUFLinear) and module.is_packed and leaf == "weight":
                 found[name] = module.dequantized_weight(torch.float32)
             else:
                 found[name] = tensor.dequantize() if hasattr(tensor, "_qdata") else tensor

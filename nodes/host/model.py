@@ -112,7 +112,7 @@ def load_base(path: Path, *, precision: Precision = "exact") -> Any:
             attention=video_attention("auto", device=device, dtype=dtype).attend,
             adapter=path.name,
         )
-        load_weights(net, [file])
+        load_weights(net, [file], dtype=dtype)
     adopt(net)
     _log.info("%s: %d blocks of width %d", path.name, config.num_layers, config.dim)
     return make_patcher(MultiTalkWAN(net))

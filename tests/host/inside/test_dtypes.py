@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import comfy.cli_args
 import comfy.model_management
 import pytest
 import torch
 
-from comfyui_multitalk.nodes.host.model import compute_dtype
+from comfyui_multitalk.dev.zoo.variants import variants
+from comfyui_multitalk.nodes.host.model import compute_dtype, load_base
 
 FLAGS = {
     "fp16_unet": torch.float16,
@@ -39,3 +42,12 @@ def test_compute_dtype_follows_the_flag(
 ) -> None:
     monkeypatch.setattr(comfy.cli_args.args, flag, True)
     assert compute_dtype() == FLAGS[flag]
+
+
+def test_fp4_base_is_kept_in_the_compute_dtype(card: None, tmp_path: Path) -> None:
+    """Fp4 is decoded when it is read; in float32 a base of 14B would take 64 GB."""
+    title = "base: `comfy_quant` nvfp4, in a tensor"
+    written = next(row for row in variants() if row.title == title).write(tmp_path)
+    patcher = load_base(written.path)
+    weight = patcher.model.diffusion_model.blocks[0].self_attn.q.weight
+    assert weight.dtype == torch.bfloat16
