@@ -312,7 +312,7 @@ def test_generate_on_a_full_disk_says_so_and_leaves_nothing(
         (_text(_LFS), "git-lfs pointer"),
         (_text("<html>"), "web page"),
         (lambda _, folder: folder / "no.gguf", "no such file"),
-        (lambda _, folder: folder, "this is a folder"),
+        (lambda _, folder: folder, "this folder holds no model"),
     ],
     ids=["truncated", "lfs pointer", "web page", "missing", "folder"],
 )
