@@ -25,6 +25,7 @@ from ..multitalk_core.model.dit import MultiTalkModel
 from ..wan_gguf_loader.files import WeightsFile, open_weights
 from ..wan_gguf_loader.load import account_for
 from ..wan_gguf_loader.ops import GGUFOps
+from ..wan_gguf_loader.tokenizer import tokenizer_model
 from .memory import RESIDENT, STREAMED, count_weights, loaded_bytes
 
 _SHOWN = (
@@ -191,7 +192,8 @@ def _check(file: WeightsFile, kind: FileKind) -> None:
     """Refuse what `generate` refuses once it knows the sizes.
 
     Raises:
-        GGUFError: If a tensor of a layer that is loaded would not be read.
+        GGUFError: If a tensor of a layer that is loaded would not be read or holds no weights, or
+            if there is no tokenizer.
         WeightsError: If a tensor is missing, or a size does not fit.
     """
     shapes, source = file.shapes, file.path.name
@@ -202,6 +204,7 @@ def _check(file: WeightsFile, kind: FileKind) -> None:
         _check_names(file, _names(model_config(shapes, num_heads=file.num_heads, source=source)))
     elif kind is FileKind.UMT5:
         umt5_sizes(shapes, source=source)
+        tokenizer_model(file)
     elif kind is FileKind.CLIP_VISION:
         clip_sizes(shapes, num_heads=file.num_heads, source=source)
     elif kind is FileKind.WAV2VEC2:
@@ -222,6 +225,8 @@ def _check_names(file: WeightsFile, needed: Collection[str]) -> None:
             f"{file.path.name} lacks {len(missing)} of the {len(needed)} tensors that are needed "
             f"of it, such as '{min(missing)}'. Download it again, or take another file."
         )
+    for name in needed:
+        file.weight_info(name)  # refuses whole numbers
     account_for(file, needed)
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from comfyui_multitalk.multitalk_core.config import AudioConfig, ModelConfig
 from comfyui_multitalk.multitalk_core.errors import InputError, WeightsError
 from comfyui_multitalk.multitalk_core.model.dit import MultiTalkModel
 from comfyui_multitalk.standalone.inspection import inspect_file
+from comfyui_multitalk.tests.support.tiny import TinySet
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
 from comfyui_multitalk.wan_gguf_loader.ops import GGUFOps
 
@@ -142,3 +143,20 @@ def test_nodes_have_these_names(repository: Path, tmp_path: Path) -> None:
     names = {node["display_name"] for node in definitions.values()}
     for shapes in (BASE, AUDIO, MERGED, wav2vec2(range(12))):
         assert inspect_file(stored(tmp_path, shapes)).node in names
+
+
+def test_whole_numbers_without_a_scale_are_refused(tmp_path: Path) -> None:
+    tensors = {n: torch.zeros(s, dtype=torch.bfloat16) for n, s in BASE.items()}
+    tensors["blocks.0.ffn.0.weight"] = tensors["blocks.0.ffn.0.weight"].to(torch.int8)
+    save_file(tensors, tmp_path / "base.safetensors")
+    with pytest.raises(GGUFError, match=r"'blocks\.0\.ffn\.0\.weight' holds I8 numbers"):
+        inspect_file(tmp_path / "base.safetensors")
+
+
+def test_text_encoder_without_a_tokenizer_is_refused(tmp_path: Path, tiny: TinySet) -> None:
+    tensors = load_file(tiny.text_encoder)
+    assert inspect_file(tiny.text_encoder).option == "--text-encoder"
+    del tensors["spiece_model"]
+    save_file(tensors, tmp_path / "umt5.safetensors")
+    with pytest.raises(GGUFError, match=r"tokenizer.*spiece\.model"):
+        inspect_file(tmp_path / "umt5.safetensors")
