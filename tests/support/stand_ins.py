@@ -23,7 +23,7 @@ class MeanVAE:
     def decode(self, latents: Tensor) -> Tensor:
         """Turn `(1, 16, F, h, w)` into `(1, 3, 4F - 3, 8h, 8w)`; each frame differs a little."""
         frames = latents[:, :3].repeat_interleave(4, dim=2)[:, :, 3:]
-        ramp = torch.linspace(0, 0.1, frames.shape[2])[:, None, None]
+        ramp = torch.linspace(0, 0.1, frames.shape[2], device=latents.device)[:, None, None]
         pixels = frames.repeat_interleave(8, dim=3).repeat_interleave(8, dim=4)
         self.decoded.append((pixels / 4 + ramp).clamp(-1, 1))
         return self.decoded[-1].clone()
@@ -40,4 +40,4 @@ class MeanImageEncoder:
         """Turn `(1, 3, H, W)` into `(1, 257, width)`."""
         self.seen.append(image.clone())
         wave = torch.linspace(0, 6, 257 * self.width).sin().view(1, 257, self.width)
-        return wave + image.mean()
+        return wave.to(image.device) + image.mean()
