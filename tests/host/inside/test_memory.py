@@ -6,6 +6,7 @@ It computes shapes only, but refuses what a card refuses: tensors of two devices
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import comfy.model_patcher
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from comfyui_multitalk.dev.zoo.variants import variants
 from comfyui_multitalk.nodes.host import model, patcher
 from comfyui_multitalk.tests.host.inside.scene import (
     ADAPTER,
@@ -192,3 +194,20 @@ def test_clone_without_dynamic_memory_is_a_model_on_the_same_weights(
     assert weight_of(delegate).data_ptr() == weight_of(dynamic).data_ptr()
     assert distance(scene.sample(delegate), scene.sample(with_lora(base))) < 1e-6
     assert torch.equal(scene.sample(dynamic), plain)
+
+
+def test_scaled_fp8_base_stays_packed_and_travels_packed(tmp_path: Path) -> None:
+    titles = {"base": "Comfy-Org `fp8_scaled`", "adapter": "Kijai `fp8_e4m3fn_scaled_KJ`"}
+    written = {}
+    for family, title in titles.items():
+        (tmp_path / family).mkdir()
+        row = next(v for v in variants() if v.family == family and v.name.startswith(title))
+        written[family] = row.write(tmp_path / family).path
+    here = model.load_adapter(model.load_base(written["base"]), written["adapter"])
+    assert weight_of(here).dtype == torch.uint8
+    here = with_attention(here, torch_attention)
+    here.load_device = CARD
+    here.partially_load(CARD, extra_memory=0.1)
+    net = here.model.diffusion_model
+    waiting = sum(weight.nbytes for weight in net.parameters() if weight.device == CPU)
+    assert forward(here) <= 1.01 * waiting  # each byte once
