@@ -13,4 +13,6 @@ class GGUFError(ValueError):
 
     def __init__(self, message: str, *, path: Path | None = None) -> None:
         line = " ".join(message.split())
-        super().__init__(f"{path.name}: {line}" if path is not None else line)
+        if path is not None:
+            line = f"{path.name}: {line}"
+        super().__init__(line.encode(errors="backslashreplace").decode())  # of lone surrogates

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -166,7 +167,10 @@ class LayerReader:
         tensor = self._file.read(key)
         if tensor.numel() != 1 or self._file.tensors[key].type in PACKED_TYPES:
             raise self._misshapen(key, "the alpha of a LoRA layer is one number")
-        return float(tensor.double())
+        number = float(tensor.double())
+        if not math.isfinite(number):
+            raise self._error(f"the alpha {key!r} is {number}. Take another LoRA.")
+        return number
 
     def _read(self, key: str) -> Tensor:
         if self._file.weight_info(key).type in _KEPT:

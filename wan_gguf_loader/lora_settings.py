@@ -105,7 +105,7 @@ def _object(text: str) -> Mapping[str, object]:
 def _number(file: WeightsFile, name: str, value: object) -> float:
     try:
         number = float(value) if isinstance(value, (int, float, str)) else math.nan
-    except ValueError:
+    except (ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise _unreadable(file, name, value)

@@ -14,7 +14,8 @@ SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIifBQqd", strict=T
 """struct codes of the number types of the metadata, by their id."""
 
 MAX_STRING = 16 << 20
-_MAX_ARRAY_BYTES = 256 << 20  # of an array that is read
+_MAX_ARRAY_BYTES = 16 << 20  # of an array that is read: each value becomes an object
+_MAX_ARRAY = 1 << 20
 _MAX_HEADER = 64 << 20  # bytes looked at, skipped arrays of numbers not counted
 _WINDOW = 1 << 18
 
@@ -144,16 +145,17 @@ class Metadata(Mapping[str, object]):
         """Return a value, reading it from the file if it is an array.
 
         Raises:
-            GGUFError: If the file has changed, or the array is damaged or larger than 256 MiB.
+            GGUFError: If the file has changed, or the array is damaged or larger than 16 MiB.
         """
         value = self._values[key]
         return self._read(key, value) if isinstance(value, StoredArray) else value
 
     def _read(self, key: str, array: StoredArray) -> tuple[object, ...]:
         what = f"the array {key!r}"
-        if array.nbytes > _MAX_ARRAY_BYTES:
+        if array.nbytes > _MAX_ARRAY_BYTES or array.length > _MAX_ARRAY:
             raise self._source.error(
-                f"{what} has {array.nbytes} bytes, more than {_MAX_ARRAY_BYTES} are not read."
+                f"{what} has {array.nbytes} bytes, more than {_MAX_ARRAY_BYTES}, or more than "
+                f"{_MAX_ARRAY} values: it is not read."
             )
         if array.element != STRING:
             code = f"<{array.length}{SCALARS[array.element]}"

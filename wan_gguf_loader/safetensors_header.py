@@ -8,7 +8,11 @@ import math
 from .source import Source
 from .types import PLAIN_DTYPES, Header, StoredTensor
 
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library itself
+_MAX_HEADER = 16 << 20
+_MAX_MARKS = 1 << 19  # signs that begin or part values: each becomes an object in memory
+_MAX_DIMS = 8
+_MAX_NAME = 512
+_MAX_NUMBER = 1 << 63
 
 
 def read_header(source: Source) -> Header:
@@ -21,13 +25,24 @@ def read_header(source: Source) -> Header:
         GGUFError: If the header is damaged or contradicts the file's size.
     """
     length = int.from_bytes(source.read(0, 8), "little")
-    if length > min(source.size - 8, _MAX_HEADER):
+    if length > source.size - 8:
         raise source.error(
             f"the safetensors header claims {length} bytes but the file has {source.size}: it is a "
             "truncated download or damaged. Download the file again."
         )
+    if length > _MAX_HEADER:
+        raise source.error(
+            f"the safetensors header claims {length} bytes, at most {_MAX_HEADER} are read: no "
+            "model needs that. Download the file again."
+        )
+    text = source.read(8, length)
+    if sum(map(text.count, (b",", b"[", b"{"))) > _MAX_MARKS:
+        raise source.error(
+            f"the safetensors header has more than {_MAX_MARKS} values: no model needs that. "
+            "Download the file again."
+        )
     try:
-        parsed = json.loads(source.read(8, length), object_pairs_hook=_unique)
+        parsed = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as reason:
         detail = " ".join(str(reason).split())[:120]
         raise source.error(f"the safetensors header is damaged ({detail}).") from reason
@@ -45,10 +60,15 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     result = dict(pairs)
     if len(result) != len(pairs):
         raise ValueError("a name occurs twice")
+    "".join(result).encode()  # a lone surrogate, which nothing can print, is a ValueError
     return result
 
 
 def _entry(name: str, entry: object, source: Source, data_start: int) -> StoredTensor:
+    if len(name) > _MAX_NAME:
+        raise source.error(
+            f"a tensor name has {len(name)} characters, at most {_MAX_NAME} are read."
+        )
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
         raise source.error(f"the entry of tensor {name!r} is damaged.")
     kind, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -57,7 +77,12 @@ def _entry(name: str, entry: object, source: Source, data_start: int) -> StoredT
         raise source.error(
             f"tensor {name!r} has the unknown type {str(kind)[:40]!r}. Known types: {known}."
         )
-    if not _is_naturals(shape) or not _is_naturals(offsets) or len(offsets) != 2:
+    if (
+        not _is_naturals(shape)
+        or not _is_naturals(offsets)
+        or len(offsets) != 2
+        or not _fits(shape)
+    ):
         raise source.error(f"the shape or position of tensor {name!r} is damaged.")
     begin, end = offsets
     needed = math.prod(shape) * PLAIN_DTYPES[kind].itemsize
@@ -71,7 +96,12 @@ def _entry(name: str, entry: object, source: Source, data_start: int) -> StoredT
 
 
 def _is_naturals(value: object) -> bool:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < _MAX_NUMBER for n in value)
+
+
+def _fits(shape: list[int]) -> bool:
+    """Tell whether torch can describe a shape, whose strides are 64-bit numbers."""
+    return len(shape) <= _MAX_DIMS and math.prod(max(n, 1) for n in shape) < _MAX_NUMBER
 
 
 def _check_extents(tensors: tuple[StoredTensor, ...], source: Source, *, data_start: int) -> None:

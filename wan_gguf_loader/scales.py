@@ -47,6 +47,7 @@ _FORMATS = {
 _FP4_VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _FP4_BLOCK, _FP8_BLOCK = 16, 32
 _TILE = (128, 4)
+_MAX_FORMAT = 1 << 16  # bytes of a description of a format
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +151,10 @@ def _format_of(
     stored = tensors.get(stem + _FORMAT_END)
     value = layers.get(stem.removesuffix("."))
     if stored is not None:
+        if stored.nbytes > _MAX_FORMAT:
+            raise _error(stored, f"has {stored.nbytes} bytes, too many for the name of a format")
         try:
-            value = json.loads(stored.read().view(torch.uint8).numpy().tobytes())
+            value = json.loads(stored.read().reshape(-1).view(torch.uint8).numpy().tobytes())
         except (ValueError, RecursionError) as reason:
             raise _error(stored, "is no description of a format (JSON)") from reason
     elif value is None:
@@ -209,7 +212,7 @@ def _block_of(shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, ...
     blocks = tuple(
         128 if -(-size // 128) == count else size // count
         for size, count in zip(shape, scales, strict=True)
-        if count
+        if count and size
     )
     fits = len(blocks) == len(shape) and all(
         -(-size // block) == count for size, block, count in zip(shape, blocks, scales, strict=True)

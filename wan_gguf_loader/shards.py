@@ -85,6 +85,8 @@ def _indexed(path: Path) -> list[str]:
         if isinstance(places, dict) and all(isinstance(name, str) for name in places.values())
         else set()
     )
-    if not names or any(Path(name).name != name for name in names):
+    if not names or any(not name or Path(name).name != name for name in names):
         raise source.error("the index names no shards beside it ('weight_map'). Download it again.")
+    if len(names) > _MAX_SHARDS:
+        raise source.error(f"the index names {len(names)} shards, at most {_MAX_SHARDS} are read.")
     return sorted(names)

@@ -76,7 +76,7 @@ def _from_tensor(file: WeightsFile, name: str) -> bytes:
     data = file.read(name)
     if data.dtype.itemsize > 1:
         data = data.to(torch.uint8)
-    return data.numpy().tobytes()
+    return data.view(torch.uint8).numpy().tobytes()
 
 
 def _checked(model: bytes, file: WeightsFile, *, path: Path, beside: bool) -> bytes:
@@ -117,6 +117,8 @@ def _fields(message: bytes) -> Iterator[int]:
             shift += 7
             if byte < 0x80:
                 return value
+            if shift > 63:
+                raise ValueError("a number is too long")
 
     while at < len(message):
         tag = varint()
@@ -147,7 +149,7 @@ def _from_metadata(file: WeightsFile) -> bytes:
         )
         model += _field(2, _trainer(metadata, byte_fallback=_BYTE_PIECE in types))
         return model + _field(3, _normalizer(metadata))
-    except (KeyError, TypeError, ValueError, AttributeError, struct.error) as reason:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, struct.error) as reason:
         raise GGUFError(
             f"the tokenizer in the metadata is damaged ({reason}). Download the file again.",
             path=file.path,

@@ -1,0 +1,1 @@
+"""Damaged weights files by the million: what the loaders make of each."""
