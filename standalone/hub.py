@@ -35,13 +35,11 @@ class Remote(NamedTuple):
         url: Where the bytes are, at a fixed commit.
         size: In bytes.
         sha256: Sum of the content; `None` if the hub states none.
-        commit: The commit.
     """
 
     url: str
     size: int
     sha256: str | None
-    commit: str
 
 
 class Hub:
@@ -85,7 +83,7 @@ class Hub:
                     "version of this package, or use another mirror."
                 )
         url = self._url(file, found.commit_hash)
-        return Remote(url, found.size, file.sha256 or stated, found.commit_hash)
+        return Remote(url, found.size, file.sha256 or stated)
 
     def fetch(self, remote: Remote, path: Path) -> str:
         """Download a file to `path`, where none may be; give its sum.

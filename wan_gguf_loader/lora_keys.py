@@ -35,7 +35,7 @@ _RULES = tuple(
 _DIFFUSERS_PARTS = ("condition_embedder", "proj_out", "scale_shift_table")
 
 
-class Place(NamedTuple):
+class LayerKey(NamedTuple):
     """What a key names.
 
     Attributes:
@@ -66,7 +66,7 @@ class LayerNames:
         self._paths = {path.replace(".", "_"): path for path in paths}
         self._parts = {*_DIFFUSERS_PARTS, *(path.partition(".")[0] for path in paths if path)}
 
-    def find(self, key: str) -> Place:
+    def find(self, key: str) -> LayerKey:
         """Find the layer and the role of a key."""
         ending = _ENDING.search(key)
         stem, prefix = (key[: ending.start()] if ending else key), ""
@@ -82,7 +82,7 @@ class LayerNames:
         with_underscores = prefix.endswith("_") and part.startswith(
             tuple(f"{name}_" for name in self._parts)
         )
-        return Place(stem, path, role, is_ours=part in self._parts or with_underscores)
+        return LayerKey(stem, path, role, is_ours=part in self._parts or with_underscores)
 
     def _path(self, stem: str) -> str | None:
         """Look a layer up by its name with underscores, ours or diffusers'."""

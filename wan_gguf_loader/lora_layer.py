@@ -27,7 +27,7 @@ class LoraLayer:
     Attributes:
         path: The model's module, or tensor.
         stem: The layer's name in the file.
-        roles: Role (`lora_keys.Place`) to name in the file.
+        roles: Role (`lora_keys.LayerKey`) to name in the file.
     """
 
     path: str

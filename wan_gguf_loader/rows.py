@@ -53,14 +53,9 @@ def pack_rows(values: Tensor, scale: Tensor) -> Tensor:
     return packed
 
 
-def split_rows(packed: Tensor, type: str) -> tuple[Tensor, Tensor]:
-    """Give the values `(rows, K)` and the scales `(rows, 1)` of packed rows."""
-    row_len = packed.shape[-1] - TAIL_BYTES
-    values = packed[:, :row_len].view(ROW_TYPES[type].dtype)
-    return values, packed[:, row_len : row_len + 4].contiguous().view(torch.float32)
-
-
 def decode_rows(packed: Tensor, type: str) -> Tensor:
     """Decode packed rows to float32 `(rows, K)`."""
-    values, scale = split_rows(packed, type)
+    row_len = packed.shape[-1] - TAIL_BYTES
+    values = packed[:, :row_len].view(ROW_TYPES[type].dtype)
+    scale = packed[:, row_len : row_len + 4].contiguous().view(torch.float32)
     return values.float() * scale

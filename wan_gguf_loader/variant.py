@@ -6,7 +6,6 @@ once. Loaders see the model's own names, and read tensors of a storage type that
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from .errors import GGUFError
 from .namings import Part, Spelling, model_names, recognise
-from .scales import Form, ScaledTensor, group_scales
+from .scales import ScaledTensor, group_scales
 from .types import StoredTensor
 
 Format = Literal["gguf", "safetensors"]
@@ -56,16 +55,12 @@ class Variant:
 
     Attributes:
         format: The file format.
-        num_shards: Number of files.
         spelling: Whose names the file uses, and the prefix before them.
-        scaled: Number of weights with scales beside them, by form (`scales.py`).
         places: Where each tensor of the model lies, by the model's names, in file order.
     """
 
     format: Format
-    num_shards: int
     spelling: Spelling
-    scaled: Mapping[Form, int]
     places: Mapping[str, Place]
 
 
@@ -116,8 +111,6 @@ def describe(
             )
     return Variant(
         format=format,
-        num_shards=len({tensor.source for tensor in stored.values()}) or 1,
         spelling=spelling,
-        scaled=MappingProxyType(Counter(tensor.form for tensor in grouped.scaled.values())),
         places=MappingProxyType(places),
     )

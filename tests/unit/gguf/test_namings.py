@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from comfyui_multitalk.wan_gguf_loader.errors import GGUFError
-from comfyui_multitalk.wan_gguf_loader.namings import Part, Share, model_names, recognise
+from comfyui_multitalk.wan_gguf_loader.namings import (
+    Naming,
+    Part,
+    Share,
+    Spelling,
+    model_names,
+    recognise,
+)
 
 QUERY = "blocks.0.self_attn.q.weight"
 VAE = "decoder.conv1.weight"
@@ -134,13 +143,9 @@ def test_wanted_part_of_a_checkpoint_loses_its_prefix() -> None:
     assert ours(names, part="wav2vec2") == [QUERY, f"first_stage_model.{VAE}", "other"]
 
 
-def test_shares_of_one_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
-    import re
-
-    from comfyui_multitalk.wan_gguf_loader import namings
-
-    naming = namings.Naming("x", "vae", ("qkv",), ((re.compile("^qkv$"), "q k v"),))
-    shares = model_names(["p.qkv"], namings.Spelling(naming, "p."))
+def test_shares_of_one_tensor() -> None:
+    naming = Naming("x", "vae", ("qkv",), ((re.compile("^qkv$"), "q k v"),))
+    shares = model_names(["p.qkv"], Spelling(naming, "p."))
     assert shares == {
         "q": Share("p.qkv", 0, 3),
         "k": Share("p.qkv", 1, 3),
